@@ -1,0 +1,1 @@
+"""Starting jobs somewhere. Imports no torch."""

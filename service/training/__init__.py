@@ -1,0 +1,1 @@
+"""Training: torchrun starts `worker`, which runs `loop` over an `engine`."""
