@@ -1,29 +1,50 @@
 """A job's configuration: YAML plus dotted overrides, checked before anything starts. Imports no torch."""
 
 import difflib
-import types
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from pipelines import datasets, pretext
+from service import config_file
 from service.duration import Duration
-from service.errors import ConfigError
+from service.errors import ConfigError, LorotError
 
 
 def _duration(value: Any) -> Duration:
     return value if isinstance(value, Duration) else Duration.parse(value)
 
 
+def _positive(value: Duration) -> Duration:
+    if value.amount == 0:
+        raise ValueError(f"'{value}' is no time at all; write more than 0")
+    return value
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("write two numbers above 0, the smaller one first")
+    return value
+
+
 Length = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
+Span = Annotated[Length, AfterValidator(_positive)]
+Range = Annotated[tuple[float, float], AfterValidator(_range)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
     """One block of the configuration. Unknown keys are errors; values do not change after checking."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(Section):
@@ -39,24 +60,30 @@ class DataConfig(Section):
     crop: Literal["random_resized", "pad", "whole"] = Field(
         "random_resized", description="training window: random area and aspect, random shift within padding, or all"
     )
-    scale: tuple[float, float] = Field((0.08, 1.0), description="random_resized: share of the area, from and to")
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="random_resized: width to height, from and to")
+    scale: Range = Field((0.08, 1.0), description="random_resized: share of the area, from and to")
+    ratio: Range = Field((3 / 4, 4 / 3), description="random_resized: width to height, from and to")
     padding: int = Field(4, ge=0, description="pad: zeros around the image before the window is drawn, pixels")
     flip: bool = Field(True, description="mirror half of the training images")
     eval_crop: float = Field(0.875, gt=0, le=1, description="evaluation window: centre, this share of the short side")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted, per channel, of 0 to 1")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by, per channel, of 0 to 1")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="divided by, per channel, of 0 to 1"
+    )
     loader: Literal["dali", "torch"] = Field("dali", description="dali, or the plain torch reference of the same plan")
     num_threads: int = Field(0, ge=0, description="decoding threads a worker; 0: cores / workers")
     prefetch: int = Field(2, ge=1, description="batches prepared ahead")
-    on_bad_image: Literal["error", "skip"] = Field("error", description="an unreadable image stops the run, or is left out")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="an unreadable image stops the run, or is skipped"
+    )
 
 
 class PretextConfig(Section):
     """The self-supervised task that the pipeline applies."""
 
     name: str = Field("none", description="pretext task: " + ", ".join(pretext.available()))
-    options: dict[str, Any] = Field({}, description="its own options, as for lorot_e: {grid: 3}; lorot_i: {protocol: official}")
+    options: dict[str, Any] = Field(
+        {}, description="its own options, as lorot_e: {grid: 3}, lorot_i: {protocol: official}"
+    )
 
 
 class ObjectiveConfig(Section):
@@ -64,12 +91,14 @@ class ObjectiveConfig(Section):
 
     name: Literal["supervised", "multi_task", "augmentation", "parallel_task"] = Field(
         "supervised",
-        description="supervised; multi_task: both losses on one input (MT); augmentation: transformed input, no pretext "
-        "loss (DA); parallel_task: a separate transformed batch for the pretext loss (PT)",
+        description="supervised; multi_task: both losses on one input (MT); augmentation: transformed input, no "
+        "pretext loss (DA); parallel_task: a separate transformed batch for the pretext loss (PT)",
     )
     pretext_weight: float = Field(0.1, ge=0, description="lambda, the weight of the pretext loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the class loss")
-    turns: Literal["all", "one"] = Field("all", description="parallel_task: all four turns of every image, or the drawn one")
+    turns: Literal["all", "one"] = Field(
+        "all", description="parallel_task: all four turns of an image, or the drawn one"
+    )
 
 
 class ModelConfig(Section):
@@ -79,7 +108,8 @@ class ModelConfig(Section):
         "resnet50", description="torchvision's ResNets, the CIFAR ResNet-18, or a small one for laptops"
     )
     width: int = Field(32, ge=8, description="resnet_small: channels of its first stage")
-    init_from: str | None = Field(None, description="start from these weights: models:/NAME@ALIAS, runs:/..., or a file")
+    zero_init: bool = Field(False, description="start the last BatchNorm of each residual branch at 0")
+    init_from: str | None = Field(None, description="weights to start from: models:/NAME@ALIAS, runs:/..., or a file")
 
 
 class OptimizerConfig(Section):
@@ -88,7 +118,7 @@ class OptimizerConfig(Section):
     name: Literal["sgd", "adamw", "lamb"] = Field("sgd", description="sgd has Nesterov momentum")
     lr: float = Field(0.1, gt=0, description="peak learning rate, for the whole global batch")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="adamw, lamb")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="adamw, lamb")
     weight_decay: float = Field(1e-4, ge=0, description="on weights of convolutions and linear layers only")
 
 
@@ -112,7 +142,7 @@ class EmaConfig(Section):
 class CheckpointConfig(Section):
     """What survives a crash."""
 
-    every: Length | None = Field(Duration.parse("1 epochs"), description="save after this much training")
+    every: Span | None = Field(Duration.parse("1 epochs"), description="save after this much training")
     every_minutes: float | None = Field(None, gt=0, description="and whenever this long has passed since the last save")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the best is kept besides")
 
@@ -120,9 +150,9 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """Where runs are recorded."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else sqlite in mlruns/")
+    uri: str | None = Field(None, description="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite in mlruns/")
     experiment: str = Field("lorot", description="MLflow experiment")
-    log_every: Length = Field(Duration.parse("20 steps"), description="between two records of training metrics")
+    log_every: Span = Field(Duration.parse("20 steps"), description="between two records of training metrics")
     system_metrics: bool = Field(True, description="record CPU, memory, disk and GPU load")
 
 
@@ -137,16 +167,22 @@ class RegistryConfig(Section):
 class JobConfig(Section):
     """A training job."""
 
-    name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run and its folder")
+    name: str = Field(
+        "train",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="names the run and its folder; default: the file's name",
+    )
     output: Path = Field(Path("runs"), description="folder of run folders: checkpoints, logs, report")
     seed: int = Field(0, ge=0, lt=2**63, description="of everything that is random")
-    duration: Length = Field(Duration.parse("90 epochs"), description="how long to train")
-    evaluate_every: Length = Field(Duration.parse("1 epochs"), description="between two evaluations; always at the end")
+    duration: Span = Field(Duration.parse("90 epochs"), description="how long to train")
+    evaluate_every: Span = Field(Duration.parse("1 epochs"), description="between two evaluations; always at the end")
     global_batch: int = Field(256, ge=1, description="samples per optimizer step, over all workers")
     micro_batch: int = Field(64, ge=1, description="samples per forward pass of one worker; the rest is accumulated")
     workers: int = Field(0, ge=0, description="processes `lorot train` starts; 0: one per GPU, one on a CPU")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, else fp32"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this")
     channels_last: bool = Field(True, description="NHWC memory format")
@@ -179,40 +215,16 @@ class JobConfig(Section):
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> JobConfig:
     """Read a YAML file (and the file its `extends:` names), apply `key.sub=value` overrides, and check all of it.
 
+    A configuration without a `name` is named after its file, so that variants of one need not name themselves.
+
     Raises:
         ConfigError: the file is missing or no YAML mapping; a key is unknown (with the nearest one) or a value wrong.
     """
-    values = read(Path(path))
+    values = config_file.read(Path(path))
     for override in overrides:
-        _assign(values, override)
+        config_file.assign(values, override)
+    values.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).lstrip("._-") or "train")
     return resolve(values, source=str(path))
-
-
-def read(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, on top of the one its `extends:` (a path relative to the file) names."""
-    if path.resolve() in _seen:
-        raise ConfigError(f"{path}: `extends` goes in a circle")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this configuration ({error.strerror}); see the ones in configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}; a configuration is a mapping of keys to values")
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    return merge(read(path.parent / str(parent), (*_seen, path.resolve())), values)
-
-
-def merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """`upper` on top of `lower`, mapping by mapping."""
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def resolve(values: dict[str, Any], source: str = "configuration") -> JobConfig:
@@ -221,32 +233,56 @@ def resolve(values: dict[str, Any], source: str = "configuration") -> JobConfig:
         config = JobConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}:\n" + "\n".join(_explain(problem) for problem in error.errors())) from None
-    check_consistency(config, source)
+    problems = [f"  {problem}" for problem in _contradictions(config)]
+    if problems:
+        raise ConfigError(f"{source}:\n" + "\n".join(problems))
     return config
 
 
-def check_consistency(config: JobConfig, source: str = "configuration") -> None:
-    """What no single key can tell; raises ConfigError."""
-    problems = []
-    for section, module, name in (("data", datasets, config.data.name), ("pretext", pretext, config.pretext.name)):
-        if name not in module.available():
-            problems.append(f"  {section}.name: {name!r} is none of {', '.join(module.available())}{_nearest(name, module.available())}")
+def _contradictions(config: JobConfig) -> Iterator[str]:
+    """What no single key can tell."""
+    if config.data.name not in datasets.available():
+        yield f"data.name: {config.data.name!r} {_none_of(config.data.name, datasets.available())}"
+    elif config.data.options:
+        known = tuple(datasets.options(config.data.name))
+        for option in config.data.options.keys() - set(known):
+            yield f"data.options.{option}: {option!r} {_none_of(str(option), known)}"
+    if config.pretext.name not in pretext.available():
+        yield f"pretext.name: {config.pretext.name!r} {_none_of(config.pretext.name, pretext.available())}"
+    else:
+        try:
+            task = pretext.load(config.pretext.name, **config.pretext.options)
+            task.sample(0, 0, np.zeros(1, np.int64), config.data.size)
+        except (LorotError, TypeError) as error:
+            yield f"pretext: {error}"
     if config.objective.name == "supervised" and config.pretext.name != "none":
-        problems.append(
-            f"  objective.name: 'supervised' has no use for pretext {config.pretext.name!r}; "
+        yield (
+            f"objective.name: 'supervised' has no use for pretext {config.pretext.name!r}; "
             "use 'multi_task', 'augmentation' or 'parallel_task', or pretext.name=none"
         )
     if config.objective.name != "supervised" and config.pretext.name == "none":
-        problems.append(f"  pretext.name: objective {config.objective.name!r} needs a pretext task; have none")
+        tasks = ", ".join(name for name in pretext.available() if name != "none")
+        yield f"pretext.name: objective {config.objective.name!r} needs a pretext task: {tasks}"
+    if config.duration.unit == "%":
+        yield f"duration: '{config.duration}' is a share of itself; write epochs, steps or samples"
+    if config.data.scale[1] > 1:
+        yield f"data.scale: {config.data.scale[1]} is more than the whole image, which is 1"
     if config.global_batch % config.micro_batch:
-        fits = [n for n in range(1, config.global_batch + 1) if config.global_batch % n == 0 and n <= config.micro_batch]
-        problems.append(
-            f"  micro_batch: {config.micro_batch} does not divide global_batch {config.global_batch}; {fits[-1]} would"
+        largest = max(
+            n for n in range(1, min(config.micro_batch, config.global_batch) + 1) if config.global_batch % n == 0
+        )
+        yield f"micro_batch: {config.micro_batch} does not divide global_batch {config.global_batch}; {largest} would"
+    if config.schedule.name == "step" and not config.schedule.milestones:
+        yield "schedule.milestones: 'step' needs some, as in [30 epochs, 60 epochs]"
+    if config.optimizer.name == "lamb" and config.zero_stage > 0:
+        yield (
+            f"zero_stage: {config.zero_stage} cuts weights into flat pieces, but lamb needs the norm of each layer; "
+            "use zero_stage 0, or optimizer adamw or sgd"
         )
     if config.zero_stage == 3 and config.ema is not None:
-        problems.append("  ema: needs whole weights on each worker; use zero_stage 0, 1 or 2")
-    if problems:
-        raise ConfigError(f"{source}:\n" + "\n".join(problems))
+        yield "ema: needs whole weights on each worker; use zero_stage 0, 1 or 2"
+    if config.sync_batchnorm and config.device == "cpu":
+        yield "sync_batchnorm: works between GPUs only; leave it off on a CPU"
 
 
 def accumulation_steps(config: JobConfig, world_size: int) -> int:
@@ -255,8 +291,8 @@ def accumulation_steps(config: JobConfig, world_size: int) -> int:
     if micro_batches % world_size:
         fits = ", ".join(str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0)
         raise ConfigError(
-            f"global_batch {config.global_batch} in micro-batches of {config.micro_batch} makes {micro_batches} of them, "
-            f"which {world_size} workers cannot share evenly; numbers of workers that can: {fits}"
+            f"global_batch {config.global_batch} in micro-batches of {config.micro_batch} makes {micro_batches} of "
+            f"them, which {world_size} workers cannot share evenly; numbers of workers that can: {fits}"
         )
     return micro_batches // world_size
 
@@ -266,66 +302,44 @@ def dump(config: JobConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def describe(section: type[BaseModel] = JobConfig, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """Rows (dotted key, type, default, meaning) of every key, for `lorot train --help`."""
-    rows = []
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        nested = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Section)]
-        if nested and field.default is not None:
-            rows += describe(nested[0], f"{prefix}{name}.")
-            continue
-        rows.append((prefix + name, _type_name(kind), str(field.default), field.description or ""))
-        if nested:
-            rows += describe(nested[0], f"{prefix}{name}.")
-    return rows
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(str(value) for value in get_args(kind))
-    if get_origin(kind) in (types.UnionType,):
-        return "|".join(_type_name(part) for part in get_args(kind) if part is not type(None)) + "|null"
-    if kind is Duration:
-        return "duration"
-    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else get_origin(kind).__name__
-
-
-def _assign(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write key.sub=value, as in optimizer.lr=0.05")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    *path, last = key.split(".")
-    for name in path:
-        below = values.setdefault(name, {})
-        if below is None:
-            below = values[name] = {}
-        if not isinstance(below, dict):
-            raise ConfigError(f"override {override!r}: {name!r} holds a value, not a block of keys")
-        values = below
-    values[last] = value
-
-
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(problem["loc"][:-1])
-        return f"  {where}: unknown key{_nearest(str(problem['loc'][-1]), known) or '; known here: ' + ', '.join(known)}"
-    return f"  {where}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})"
+    if problem["type"] != "extra_forbidden":
+        return f"  {where}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})"
+    *path, wrong = problem["loc"]
+    here = _keys_at(path)
+    elsewhere = [key for key in _all_keys(JobConfig) if key.rpartition(".")[2] == wrong]
+    if near := difflib.get_close_matches(str(wrong), here, n=1):
+        hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
+    elif elsewhere:
+        hint = f"did you mean {' or '.join(map(repr, elsewhere))}?"
+    else:
+        hint = "known here: " + ", ".join(here)
+    return f"  {where}: unknown key; {hint}"
 
 
-def _keys_at(path: tuple[Any, ...]) -> list[str]:
-    section: Any = JobConfig
+def _keys_at(path: list[Any]) -> list[str]:
+    section: type[BaseModel] = JobConfig
     for part in path:
-        kind = section.model_fields[part].annotation
-        section = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Section))
+        section = subsection(section.model_fields[part].annotation) or section
     return list(section.model_fields)
 
 
-def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        nested = subsection(field.annotation)
+        if nested is None:
+            yield prefix + name
+        else:
+            yield from _all_keys(nested, f"{prefix}{name}.")
+
+
+def subsection(kind: Any) -> type[Section] | None:
+    """The Section class in a field's type (`EmaConfig | None` holds EmaConfig), or None."""
+    parts = (kind, *get_args(kind))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+
+
+def _none_of(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"is none of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _UNITS = {"step": "steps", "epoch": "epochs", "sample": "samples", "%": "%", "percent": "%"}
-_PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE]\+?[0-9]+)?)\s*(%|[a-z]+)\s*")
+# At most two digits of exponent: an exact fraction of 1e999999999 would fill the memory.
+_PATTERN = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{0,30})?(?:e[+-]?[0-9]{1,2})?)\s*(%|[a-z]+)\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Duration:
         unit = _UNITS.get(match[2] if match[2] == "%" else match[2].removesuffix("s")) if match else None
         if match is None or unit is None:
             raise ValueError(
-                f"{text!r} is no duration; write an amount and its unit: '90 epochs', '5000 steps', '1e6 samples', '5 %'"
+                f"{text!r} is no duration; write an amount and its unit: 90 epochs, 5000 steps, 1e6 samples or 5 %"
             )
         return cls(Fraction(match[1]), unit)
 
@@ -36,7 +37,7 @@ class Duration:
         if self.unit == "epochs":
             return math.ceil(self.amount * samples_per_epoch / global_batch)
         if total_steps is None:
-            raise ValueError(f"{self} is a share of the run, which says how long nothing is; give steps, epochs or samples")
+            raise ValueError(f"{self} is a share of a run of unknown length; give steps, epochs or samples")
         return math.ceil(self.amount * total_steps / 100)
 
     def __str__(self) -> str:

@@ -1,10 +1,19 @@
-"""The service's errors and the exit codes of the `lorot` command.
-
-0 success, 1 an unexpected failure, 2 bad input, 3 bad data, 4 training stopped on a non-finite loss, 5 no usable
-checkpoint or model, 6 the tracking server does not answer, 7 the disk is full or cannot be written.
-"""
+"""The service's errors and the exit codes of the `lorot` command."""
 
 from pipelines.errors import DataError, LorotError
+
+EXIT_CODES = {
+    0: "success",
+    1: "unexpected failure",
+    2: "bad input",
+    3: "bad data",
+    4: "non-finite loss",
+    5: "no usable checkpoint or model",
+    6: "tracking server does not answer",
+    7: "disk full or not writable",
+    130: "stopped by Ctrl-C",
+    143: "stopped by SIGTERM",
+}
 
 
 class ConfigError(LorotError):
@@ -35,10 +44,20 @@ class StorageError(LorotError):
     exit_code = 7
 
 
+class JobError(LorotError):
+    """A job ended badly; `exit_code` is what its worker reported, or 1."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 __all__ = [
+    "EXIT_CODES",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "JobError",
     "LorotError",
     "NonFiniteLossError",
     "StorageError",

@@ -1,0 +1,55 @@
+"""Where what is derived from a data folder is kept, and how it is written: whole or absent, by one process at once."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.errors import DataError
+
+
+def folder(root: Path) -> Path:
+    """`root/.lorot`, created; on a read-only data folder one of its own below the user's cache folder instead.
+
+    Raises:
+        DataError: neither can be written.
+    """
+    own = root / ".lorot"
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorot" / key
+    for candidate in (own, user):
+        with contextlib.suppress(OSError):
+            candidate.mkdir(parents=True, exist_ok=True)
+            if os.access(candidate, os.W_OK | os.X_OK):
+                return candidate
+    raise DataError(f"neither {own} nor {user} can be written; make one writable, or set XDG_CACHE_HOME")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A file to write beside `path` that takes its place at the end, or vanishes on an error.
+
+    With `durable` its content reaches the disk first, so that a power cut leaves the old file or the new one.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Hold the folder's lock: workers that start together build once and the others wait. Freed if its holder dies."""
+    with (cache / "lock").open("w") as lock:
+        # Some network file systems know no locks; whoever comes last then writes the same content again.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,181 @@
+"""Class folders, ImageNet included: any of these layouts, with JPEG or PNG files.
+
+    ROOT/train/CLASS/any.jpg                      class folders, for every split
+    ROOT/train/n01440764/n01440764_10026.JPEG     ImageNet with the validation images sorted into folders
+    ROOT/[ILSVRC/]Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG
+    ROOT/[ILSVRC/]Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG      labels from the annotations
+
+ImageNet comes from https://image-net.org (free for research, after registration): ILSVRC2012's classification
+archives, or the Object Localization Challenge's one archive, which is the last layout as it is.
+Boxes are read from `Annotations/CLS-LOC/SPLIT/[CLASS/]STEM.xml` beside `Data` or in ROOT, if there. Readable class
+names come from `LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), if there; a folder's name is the class id.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipelines import cls_loc, listing, manifest
+from pipelines.errors import DataError
+from pipelines.listing import File
+from pipelines.manifest import Heading, Manifest, Rows
+
+ENDINGS = (".jpg", ".jpeg", ".png")
+_BASES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
+_MAPPING = "LOC_synset_mapping.txt"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is on disk for one split: its folder, all classes, files by class (or flat), annotation and name files."""
+
+    folder: str
+    classes: tuple[str, ...]
+    images: tuple[tuple[str, list[File]], ...]
+    flat: list[File]
+    annotations: list[File]
+    names: File | None
+
+
+def load(root: Path, split: str, *, annotations: str | None = None) -> Manifest:
+    """The manifest of one split.
+
+    Args:
+        root: folder in one of the layouts above.
+        split: name of the split's folder. Labels count the sorted class folders of `train`, if there is such a split.
+        annotations: folder of the split's CLS-LOC XML files, relative to `root`; found by itself where ImageNet has it.
+
+    Raises:
+        DataError: no such split, an empty class folder, a class that `train` does not have, a bad annotation.
+    """
+    found = _find(root, split, annotations)
+    every = [*found.flat, *(file for _, files in found.images for file in files), *found.annotations]
+    every += [found.names] if found.names else []
+    fingerprint = listing.fingerprint(every, found.folder, found.classes)
+
+    def build(_: Path) -> tuple[Heading, Rows]:
+        return _build(root, split, found, fingerprint)
+
+    return manifest.cached(root, "folder", split, f"{annotations}", fingerprint, build)
+
+
+def _find(root: Path, split: str, annotations: str | None) -> _Found:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; data set 'folder' wants {root}/{split}/CLASS/*.jpg")
+    base = next((base for base in _BASES if (root / base / split).is_dir()), None)
+    if base is None:
+        there = sorted({name for base in _BASES for name in listing.folders(root, base)} - {"Data", "ILSVRC"})
+        raise DataError(
+            f"{root}: no split {split!r}; folders there: {', '.join(there[:20]) or 'none'}. "
+            f"Wanted: {root}/{split}/CLASS/*.jpg, or ImageNet's {root}/ILSVRC/Data/CLS-LOC/{split}"
+        )
+    folder = str(PurePosixPath(base) / split)
+    own = listing.folders(root, folder)
+    with ThreadPoolExecutor(listing.READERS) as pool:
+        per_class = list(pool.map(lambda name: listing.files(root, f"{folder}/{name}", ENDINGS), own))
+    empty = [name for name, files in zip(own, per_class, strict=True) if not files]
+    if empty:
+        raise DataError(
+            f"{root / folder / empty[0]}: a class folder without an image ({', '.join(ENDINGS)})"
+            + (f", as are {len(empty) - 1} more" if len(empty) > 1 else "")
+            + "; fill or remove it"
+        )
+    flat = [] if own else listing.files(root, folder, ENDINGS)
+    if not own and not flat:
+        raise DataError(f"{root / folder}: holds neither class folders nor images")
+    classes = listing.folders(root, str(PurePosixPath(base) / "train")) or own
+    strange = sorted(set(own) - set(classes))
+    if strange:
+        raise DataError(f"{root / folder / strange[0]}: no such class in {root / base / 'train'}; rename or remove it")
+    mappings = (_MAPPING, f"{base}/{_MAPPING}", f"ILSVRC/{_MAPPING}")
+    return _Found(
+        folder=folder,
+        classes=tuple(classes),
+        images=tuple(zip(own, per_class, strict=True)),
+        flat=flat,
+        annotations=_find_annotations(root, base, split, annotations),
+        names=next((file for path in mappings if (file := listing.file(root, path))), None),
+    )
+
+
+def _find_annotations(root: Path, base: str, split: str, given: str | None) -> list[File]:
+    usual = [f"{base.removesuffix('Data/CLS-LOC')}Annotations/CLS-LOC/{split}", f"Annotations/CLS-LOC/{split}"]
+    places = usual if given is None else [given]
+    folder = next((place for place in places if (root / place).is_dir()), None)
+    if folder is None and given is not None:
+        raise DataError(f"{root / given}: no such folder of annotations; leave the option out if there are none")
+    return listing.files(root, folder, (".xml",)) if folder is not None else []
+
+
+def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Heading, Rows]:
+    notes_by_name = {name: file.path for file in found.annotations for name in reversed(_names(file.path))}
+    images = found.flat or [file for _, files in found.images for file in files]
+    paths = [file.path for file in images]
+    notes = [next((notes_by_name[name] for name in _names(path) if name in notes_by_name), None) for path in paths]
+    with ThreadPoolExecutor(listing.READERS) as pool:
+        read = list(pool.map(lambda note: cls_loc.read(root / note) if note else None, notes))
+    class_ids = found.classes
+    if found.flat:
+        synsets = [_synset(root / path, note) for path, note in zip(paths, read, strict=True)]
+        class_ids = class_ids or tuple(sorted(set(synsets)))
+    else:
+        synsets = [name for name, files in found.images for _ in files]
+    index = {name: label for label, name in enumerate(class_ids)}
+    for path, synset in zip(paths, synsets, strict=True):
+        if synset not in index:
+            raise DataError(
+                f"{root / path}: its annotation says {synset!r}, which is no class folder of the train split"
+            )
+    labels = np.array([index[synset] for synset in synsets], np.int64)
+    headers = listing.read_headers(root, paths)
+    boxes = counts = None
+    if found.annotations:
+        sizes = zip(read, headers.heights.tolist(), headers.widths.tolist(), strict=True)
+        fitted = [cls_loc.fit(note, *size) if note else np.zeros((0, 4), np.float32) for note, *size in sizes]
+        boxes = np.concatenate(fitted)
+        counts = np.array([len(own) for own in fitted], np.int64)
+    inside = len(found.folder) + 1
+    digest = listing.digest(
+        [
+            *class_ids,
+            *(f"{file.path[inside:]} {file.size}" for file in images),
+            *(labels, headers.heights, headers.widths, headers.hashes),
+            *((boxes, counts) if boxes is not None else ()),
+        ]
+    )
+    classes = _readable(class_ids, (root / found.names.path) if found.names else None)
+    heading = Heading("folder", split, classes, class_ids, digest, fingerprint)
+    return heading, Rows(labels, headers.heights, headers.widths, paths, box_counts=counts, boxes=boxes)
+
+
+def _names(path: str) -> tuple[str, str]:
+    """What joins an image and its annotation: class folder and stem, or the stem alone (ImageNet's validation set)."""
+    pure = PurePosixPath(path)
+    return f"{pure.parent.name}/{pure.stem}", pure.stem
+
+
+def _synset(image: Path, annotation: cls_loc.Annotation | None) -> str:
+    if annotation is None or not annotation.names:
+        raise DataError(
+            f"{image}: lies in no class folder and no annotation tells its class; "
+            "sort the images into class folders, or put Annotations/CLS-LOC beside Data"
+        )
+    return annotation.names[0]
+
+
+def _readable(class_ids: Sequence[str], mapping: Path | None) -> tuple[str, ...]:
+    if mapping is None:
+        return tuple(class_ids)
+    names = {}
+    for line in mapping.read_text("utf-8", errors="replace").splitlines():
+        synset, _, synonyms = line.partition(" ")
+        names[synset] = synonyms.split(",")[0].strip()
+    readable = [names.get(name) or name for name in class_ids]
+    # ImageNet has two cranes (the bird, the machine) and two maillots.
+    return tuple(
+        f"{name} ({class_id})" if readable.count(name) > 1 else name
+        for name, class_id in zip(readable, class_ids, strict=True)
+    )

@@ -1,0 +1,294 @@
+"""The index of a data set: where each sample lies, its label, height, width, boxes and mask.
+
+An Arrow IPC file of one record batch, memory-mapped: opening costs the same for a thousand samples as for a hundred
+million, all processes of a machine share its pages, and the numeric columns are numpy views of the file.
+
+A sample is either an encoded file below `root` (`Manifest.encoded`) or a row of a `.npy` array of pixels, mapped too.
+An image whose header could not be read stays in the manifest with height and width 0: the loader's `on_bad_image`
+decides what becomes of it when its turn comes (it must not plan a window for it).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import cache, masks
+from pipelines.errors import DataError
+
+FORMAT = 1
+_KEY = b"lorot.manifest"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a manifest holds, as columns over N samples; paths are relative to the root, with forward slashes.
+
+    Attributes:
+        labels, heights, widths: (N,) int64; sizes in pixels, 0 if the header is unreadable.
+        paths: N encoded files, or none if an array holds the pixels (`Heading.array`).
+        box_counts: (N,) int64 boxes of each sample, or none.
+        boxes: (sum of counts, 4) float32 (x_min, y_min, x_max, y_max), half-open, source pixels.
+        mask_paths: N image files whose non-zero pixels are the object, or none; "" for a sample without.
+    """
+
+    labels: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    paths: list[str] | None = None
+    box_counts: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    mask_paths: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a manifest says of the whole split.
+
+    Attributes:
+        name, split: as given to `datasets.load`.
+        classes: readable, distinct class names, by label.
+        class_ids: the names the files use (folders, synsets), by label.
+        digest: sha256 hex of the content listing; the same wherever the root lies.
+        fingerprint: changes whenever a file it was made from does (path, size, modification time) or an option.
+        array: name of the `.npy` file beside the manifest that holds the pixels, (N, H, W) or (N, H, W, 3) uint8.
+        mask_threshold: the mask of a row of the array is where any channel is above this; no masks if none.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    digest: str
+    fingerprint: str
+    array: str | None = None
+    mask_threshold: int | None = None
+
+
+class Manifest:
+    """An open manifest. Pickles as its path, so that another process maps the same pages.
+
+    Attributes:
+        path: the manifest's own file; `Manifest.open(path, root)` opens it again without looking at the data.
+        root: the folder that the samples lie in.
+        labels, heights, widths: (N,) int64 views of the file.
+        encoded: whether `read` yields encoded files or pixels.
+    """
+
+    def __init__(self, path: Path, root: Path, heading: Heading, batch: pa.RecordBatch) -> None:
+        self.path = path
+        self.root = root
+        self.heading = heading
+        self.labels: np.ndarray = batch.column("label").to_numpy()
+        self.heights: np.ndarray = batch.column("height").to_numpy()
+        self.widths: np.ndarray = batch.column("width").to_numpy()
+        self.encoded = heading.array is None
+        names = batch.schema.names
+        self._paths = batch.column("path") if "path" in names else None
+        self._mask_paths = batch.column("mask_path") if "mask_path" in names else None
+        self._box_offsets: np.ndarray | None = None
+        if "boxes" in names:
+            column = batch.column("boxes")
+            self._box_offsets = column.offsets.to_numpy()
+            self._boxes: np.ndarray = column.values.flatten().to_numpy().reshape(-1, 4)
+        self._pixels = None if heading.array is None else _map_array(path.parent / heading.array, len(self.labels))
+
+    @classmethod
+    def open(cls, path: Path | str, root: Path | str) -> "Manifest":
+        """Map a manifest that `write` made; raises DataError if the file is missing, damaged or of another format."""
+        path = Path(path)
+        heading, batch = _read(path)
+        return cls(path, Path(root), heading, batch)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<Manifest {self.name} {self.split}: {len(self)} samples, {len(self.classes)} classes, {self.root}>"
+
+    def __reduce__(self) -> tuple[Callable[..., "Manifest"], tuple[Path, Path]]:
+        return Manifest.open, (self.path, self.root)
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        return self.heading.name
+
+    @property
+    def split(self) -> str:
+        """The split's name."""
+        return self.heading.split
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Readable, distinct class names, by label."""
+        return self.heading.classes
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """Class names as the files have them (folders, synsets), by label."""
+        return self.heading.class_ids
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of the content listing, independent of where the root lies."""
+        return self.heading.digest
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the data set has boxes; single samples may still have none."""
+        return self._box_offsets is not None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the data set has masks; single samples may still have none."""
+        return self._mask_paths is not None or self.heading.mask_threshold is not None
+
+    def read(self, sample: int) -> np.ndarray:
+        """The sample's encoded bytes, (n,) uint8; or, if not `encoded`, its pixels, (H, W, 3) uint8.
+
+        Raises:
+            DataError: the file is gone or unreadable, or its path leaves the root.
+        """
+        sample = int(sample)
+        if self._paths is not None:
+            return self._bytes(self._paths[sample].as_py())
+        assert self._pixels is not None
+        pixels = self._pixels[sample]
+        return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)
+
+    def describe(self, sample: int) -> str:
+        """Where the sample lies, for messages: its path, or its row in the array."""
+        if self._paths is not None:
+            return str(self.root / self._paths[int(sample)].as_py())
+        return f"{self.name} {self.split}, row {int(sample)} of {self.path.parent / str(self.heading.array)}"
+
+    def boxes(self, sample: int) -> np.ndarray:
+        """(M, 4) float32 boxes (x_min, y_min, x_max, y_max), half-open, in source pixels; (0, 4) without any."""
+        if self._box_offsets is None:
+            return np.zeros((0, 4), np.float32)
+        start, stop = self._box_offsets[int(sample)], self._box_offsets[int(sample) + 1]
+        return self._boxes[start:stop]
+
+    def mask(self, sample: int) -> np.ndarray | None:
+        """(H, W) bool, true on the object, or None without a mask; raises DataError for an unreadable one."""
+        sample = int(sample)
+        if self._pixels is not None and self.heading.mask_threshold is not None:
+            above = self._pixels[sample] > self.heading.mask_threshold
+            return above if above.ndim == 2 else above.any(axis=2)
+        name = self._mask_paths[sample].as_py() if self._mask_paths is not None else ""
+        if not name:
+            return None
+        try:
+            return masks.decode(self._bytes(name).tobytes())
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{self.root / name}: not a readable mask ({error}); restore or remove it") from None
+
+    def _bytes(self, name: str) -> np.ndarray:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{self.path}: the path {name!r} leaves the data folder {self.root}; delete the manifest")
+        try:
+            # A quarter of the time of numpy.fromfile on a small file; the interpreter's lock is held that much less.
+            with open(f"{self.root}/{name}", "rb", buffering=0) as file:
+                return np.frombuffer(file.readall(), dtype=np.uint8)
+        except OSError as error:
+            raise DataError(f"{self.root / name}: cannot be read ({error.strerror}); restore it") from None
+
+
+def write(path: Path, heading: Heading, rows: Rows) -> None:
+    """Write a manifest; the file is whole or absent.
+
+    Raises:
+        ValueError: the columns disagree in length, or a label has no class.
+    """
+    count = len(rows.labels)
+    if count and not 0 <= int(rows.labels.min()) <= int(rows.labels.max()) < len(heading.classes):
+        raise ValueError(f"labels {rows.labels.min()} to {rows.labels.max()} for {len(heading.classes)} classes")
+    columns: dict[str, pa.Array] = {
+        "label": pa.array(np.asarray(rows.labels, np.int64)),
+        "height": pa.array(np.asarray(rows.heights, np.int64)),
+        "width": pa.array(np.asarray(rows.widths, np.int64)),
+    }
+    if rows.paths is not None:
+        columns["path"] = pa.array(rows.paths, pa.large_string())
+    if rows.mask_paths is not None:
+        columns["mask_path"] = pa.array(rows.mask_paths, pa.large_string())
+    if rows.boxes is not None and rows.box_counts is not None:
+        offsets = np.concatenate([[0], np.cumsum(rows.box_counts)]).astype(np.int64)
+        corners = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows.boxes, np.float32).reshape(-1)), 4)
+        columns["boxes"] = pa.LargeListArray.from_arrays(pa.array(offsets), corners)
+    if (rows.paths is None) == (heading.array is None) or any(len(column) != count for column in columns.values()):
+        raise ValueError("a manifest needs files or an array, and columns of one length")
+    batch = pa.RecordBatch.from_pydict(columns)
+    about = {"format": FORMAT, **asdict(heading)}
+    batch = batch.replace_schema_metadata({_KEY: json.dumps(about).encode()})
+    with cache.replacing(path) as partial, pa.ipc.new_file(str(partial), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def cached(
+    root: Path, name: str, split: str, key: str, fingerprint: str, build: Callable[[Path], tuple[Heading, Rows]]
+) -> Manifest:
+    """The manifest kept for `split` if its fingerprint still holds, else the one that `build(cache folder)` makes.
+
+    Args:
+        key: tells apart manifests of one split made with different options.
+        fingerprint: of the files as they are now; `build` must put it into its heading.
+    """
+    kept = cache.folder(root)
+    options = hashlib.sha256(key.encode()).hexdigest()[:8]
+    path = kept / f"{re.sub(r'[^A-Za-z0-9._-]', '_', f'{name}-{split}')}-{options}.arrow"
+    manifest = _current(path, root, fingerprint)
+    if manifest is None:
+        with cache.locked(kept):
+            # Another process may have built it while this one waited.
+            manifest = _current(path, root, fingerprint)
+            if manifest is None:
+                heading, rows = build(kept)
+                write(path, heading, rows)
+                manifest = Manifest.open(path, root)
+    return manifest
+
+
+def _current(path: Path, root: Path, fingerprint: str) -> Manifest | None:
+    try:
+        manifest = Manifest.open(path, root)
+    except DataError:
+        return None
+    return manifest if manifest.heading.fingerprint == fingerprint else None
+
+
+def _read(path: Path) -> tuple[Heading, pa.RecordBatch]:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        about: dict[str, Any] = json.loads((reader.schema.metadata or {})[_KEY])
+        if about.pop("format") != FORMAT or reader.num_record_batches != 1:
+            raise DataError(f"{path}: a manifest of another version of this program; delete it, and it is made again")
+        about["classes"], about["class_ids"] = tuple(about["classes"]), tuple(about["class_ids"])
+        return Heading(**about), reader.get_batch(0)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such manifest; `datasets.load` makes it") from None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: a damaged manifest ({error}); delete it, and it is made again") from None
+
+
+def _map_array(path: Path, count: int) -> np.ndarray:
+    try:
+        pixels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged or missing pixels ({error}); delete it, and it is made again") from None
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or len(pixels) != count:
+        raise DataError(
+            f"{path}: holds {pixels.dtype} {pixels.shape} for {count} samples; delete it, and it is made again"
+        )
+    return pixels

@@ -1,0 +1,179 @@
+"""Charts as inline SVG: no scripts, no fonts, colours from the page's style sheet, so they follow light and dark.
+
+The page defines the classes `s0`, `s1`, ... (colours of series, used as `currentColor`) and `axis`, `grid`, `label`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+_WIDTH, _HEIGHT = 440, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 34
+# More points than this make a chart heavier and not finer.
+_MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: (x, y) points by rising x; points that are not finite are left out. `dashed` marks a reference."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+
+
+def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: bool = False) -> Markup:
+    """A chart of curves with a legend, readable at 320 CSS pixels; empty if there is no curve with a point.
+
+    Args:
+        title: says what is on the y axis.
+        percent: y values are fractions, shown in per cent.
+    """
+    drawn = [Series(one.name, _thin(one.points), one.dashed) for one in series]
+    drawn = [one for one in drawn if one.points]
+    if not drawn:
+        return Markup("")
+    xs, ys = zip(*(point for one in drawn for point in one.points), strict=True)
+    x_ticks = ticks(min(xs), max(xs), 5)
+    y_ticks = ticks(min(0.0, *ys), max(ys), 4)
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT),
+            _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low or 1) * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    right, base = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    parts = []
+    for tick in y_ticks:
+        _, y = place(x_low, tick)
+        parts.append(_element("line", class_="grid", x1=_LEFT, x2=right, y1=y, y2=y))
+        parts.append(_text(f"{100 * tick:g}%" if percent else short(tick), _LEFT - 6, y + 4, "end"))
+    for tick in x_ticks:
+        if x_low <= tick <= x_high:
+            parts.append(_text(short(tick), place(tick, y_low)[0], base + 16, "middle"))
+    parts.append(_element("line", class_="axis", x1=_LEFT, x2=right, y1=base, y2=base))
+    parts.append(_text(x_label, right, _HEIGHT - 3, "end"))
+    parts.append(_legend(drawn))
+    summary = []
+    for number, one in enumerate(drawn):
+        placed = [place(*point) for point in one.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(_element("polyline", class_=f"s{number} curve", points=path, **_dashes(one)))
+        if not one.dashed:
+            parts.append(_element("circle", class_=f"s{number} dot", cx=placed[-1][0], cy=placed[-1][1], r=3))
+        last = one.points[-1][1]
+        summary.append(f"{one.name} ends at {f'{last:.1%}' if percent else short(last)}")
+    return _svg(_WIDTH, _HEIGHT, f"{title}: {', '.join(summary)}", parts)
+
+
+def confusion_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
+    """A matrix (rows: true classes, columns: predicted) shaded by the share of its row, with the counts in it."""
+    K = len(classes)
+    longest = max((len(_cut(name)) for name in classes), default=0)
+    cell, margin = 34, round(14 + 6.6 * longest)
+    parts = []
+    for row, counts in enumerate(matrix):
+        whole = sum(counts) or 1
+        y = margin + row * cell
+        parts.append(_text(_cut(classes[row]), margin - 6, y + cell / 2 + 4, "end"))
+        for column, count in enumerate(counts):
+            x = margin + column * cell
+            # By the root, because a few mistakes among hundreds should still be seen.
+            opacity = 0.12 + 0.88 * math.sqrt(count / whole) if count else 0.0
+            square = {"x": x, "y": y, "width": cell - 2, "height": cell - 2}
+            inside = [
+                _element("title", f"{classes[row]} taken for {classes[column]}: {count} of {whole}"),
+                _element("rect", class_="cell", **square),
+                _element("rect", class_="right" if row == column else "wrong", fill_opacity=opacity, **square),
+            ]
+            if count:
+                tone = "on-dark" if opacity > 0.6 else "on-light"
+                inside.append(_text(str(count), x + cell / 2 - 1, y + cell / 2 + 3, "middle", class_=f"count {tone}"))
+            parts.append(_element("g", Markup("").join(inside)))
+    for column, name in enumerate(classes):
+        turned = f"translate({margin + (column + 0.5) * cell + 3:.0f} {margin - 6}) rotate(-90)"
+        parts.append(_element("text", _cut(name), class_="label", transform=turned))
+    right, whole = sum(matrix[k][k] for k in range(K)), sum(map(sum, matrix))
+    return _svg(margin + K * cell, margin + K * cell, f"Confusion matrix: {right} of {whole} right", parts)
+
+
+def boxed_picture(
+    source: str, size: int, true_boxes: Sequence[Sequence[float]], found_box: Sequence[float], about: str
+) -> Markup:
+    """A picture (`source`: a data URI, `size` pixels square) with true boxes and a found one, sharp at any scale."""
+    parts = [_element("image", href=source, width=size, height=size)]
+    for boxes, kind in ((true_boxes, "true"), ([found_box], "found")):
+        for x_min, y_min, x_max, y_max in boxes:
+            shape = {"x": x_min, "y": y_min, "width": x_max - x_min, "height": y_max - y_min}
+            if min(shape["width"], shape["height"]) > 0:
+                parts += [_element("rect", class_=f"box {layer}", **shape) for layer in ("halo", kind)]
+    return _svg(size, size, about, parts)
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten) that span low .. high, roughly `about` of them."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    step = 10 ** math.floor(math.log10((high - low) / about))
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * step * about >= (high - low) * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number in at most three digits: 12000 -> 12k, 0.00125 -> 0.00125."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _legend(series: Sequence[Series]) -> Markup:
+    parts, x = [], float(_LEFT)
+    for number, one in enumerate(series):
+        parts.append(_element("line", class_=f"s{number} curve", x1=x, x2=x + 16, y1=12, y2=12, **_dashes(one)))
+        parts.append(_text(one.name, x + 21, 16, "start"))
+        x += 33 + 6.4 * len(one.name)
+    return Markup("").join(parts)
+
+
+def _dashes(series: Series) -> dict[str, str]:
+    return {"stroke_dasharray": "5 4"} if series.dashed else {}
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    kept = [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    stride = -(-len(kept) // _MOST_POINTS)
+    return kept if stride <= 1 else [*kept[:-1:stride], kept[-1]]
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _svg(width: int, height: int, about: str, parts: Sequence[Markup]) -> Markup:
+    content = Markup("").join([_element("title", about), *parts])
+    return _element("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=about)
+
+
+def _text(text: str, x: float, y: float, anchor: str, class_: str = "label") -> Markup:
+    return _element("text", text, class_=class_, x=x, y=y, text_anchor=anchor)
+
+
+def _element(tag: str, content: str = "", /, **attributes: str | float) -> Markup:
+    """An element; content and values are escaped. `class_` is class, other underscores are hyphens."""
+    written = [
+        Markup(' {}="{}"').format(
+            name.removesuffix("_").replace("_", "-"), f"{round(value, 2):g}" if isinstance(value, float) else value
+        )
+        for name, value in attributes.items()
+    ]
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup("").join(written), content)
+
+
+__all__ = ["Series", "boxed_picture", "confusion_matrix", "line_chart", "short", "ticks"]

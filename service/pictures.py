@@ -1,0 +1,50 @@
+"""What the network was shown, as pictures for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_TILE, _GAP, _CAPTION, _COLUMNS, _MOST = 128, 8, 20, 8, 16
+_PAPER, _INK, _BOX = (255, 255, 255), (34, 34, 34), (255, 77, 77)
+
+
+def denormalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Network inputs (N, 3, S, S) back as pictures (N, S, S, 3) uint8."""
+    pixels = images.transpose(0, 2, 3, 1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def write_samples(
+    pictures: np.ndarray, captions: Sequence[str], boxes: np.ndarray, turns: np.ndarray, path: Path
+) -> Path:
+    """A PNG of the first images of a batch with a frame around what was turned.
+
+    Args:
+        pictures: (N, S, S, 3) uint8.
+        captions: a word or two for each; the turn is added in degrees, counter-clockwise.
+        boxes: (N, 3) (y, x, side) in pixels of the pictures.
+        turns: (N,) quarter turns; a picture that was not turned gets no frame.
+    """
+    count = min(len(pictures), _MOST)
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    size = (columns * (_TILE + _GAP) + _GAP, rows * (_TILE + _CAPTION + _GAP) + _GAP)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    scale = _TILE / pictures.shape[1]
+    for index in range(count):
+        left = _GAP + index % columns * (_TILE + _GAP)
+        top = _GAP + index // columns * (_TILE + _CAPTION + _GAP)
+        tile = Image.fromarray(pictures[index]).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+        sheet.paste(tile, (left, top))
+        caption = captions[index]
+        if turns[index]:
+            y, x, side = (float(value) * scale for value in boxes[index])
+            draw.rectangle((left + x, top + y, left + x + side - 1, top + y + side - 1), outline=_BOX, width=2)
+            caption += f"  {90 * int(turns[index])}°"
+        draw.text((left, top + _TILE + 3), caption, fill=_INK, font=font)
+    sheet.save(path, optimize=True)
+    return path

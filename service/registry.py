@@ -1,0 +1,266 @@
+"""Registered models: `models:/NAME@ALIAS` to weights, card and lineage, and back.
+
+MLflow reserves the alias `latest`: it is the newest version by itself. `best` is ours and moves only to a better one.
+"""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from service import bundle, store, tracking
+from service.bundle import Card, write_bundle
+from service.config import TrackingConfig
+from service.errors import ConfigError
+from service.resolution import ARTIFACT, Resolved, cache_folder, load, resolve
+
+_log = logging.getLogger(__name__)
+
+_METRIC = "metric."
+_DOWNSTREAM = "downstream."
+_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One registered version: what it is, how good, where it comes from, and what was found out about it later.
+
+    Attributes:
+        aliases: `latest`, `best` and the user's own.
+        metrics: by the names of training, as val/top1 (fractions).
+        downstream: by JOB.METRIC, as wsol.gt_known@0.5.
+        created: when it was registered, UTC.
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    metrics: dict[str, float]
+    data: str
+    data_digest: str
+    pretext: str
+    objective: str
+    run_name: str
+    run_id: str
+    created: datetime
+    downstream: dict[str, float]
+
+
+def better(value: float | None, held: float | None, mode: str) -> bool:
+    """Whether `value` beats the one held so far; NaN and None never do, and anything finite beats nothing held."""
+    if value is None or not math.isfinite(value):
+        return False
+    if held is None or math.isnan(held):
+        return True
+    return value > held if mode == "max" else value < held
+
+
+def register(
+    folder: Path,
+    *,
+    name: str,
+    run_id: str,
+    metric: str,
+    mode: Literal["max", "min"] = "max",
+    tracking_uri: str | None = None,
+) -> int:
+    """Upload a bundle to its run and make it the newest version of `name`; returns the version.
+
+    `latest` is then this version. The alias `best` moves to it if its `metric` is better than that of the version that
+    holds it, or nobody does. Doing it again for the same run and weights finds the version that is there already, so a
+    job that lost the server here can be resumed.
+
+    Raises:
+        CheckpointError: the folder holds no model.
+        ConfigError: MLflow does not accept the name.
+        TrackingError: the server is away for more than some seconds, or refuses. The bundle stays where it is.
+    """
+    card = bundle.read_card(folder)
+    uri = tracking_uri or store.default_uri()
+    if not name.strip(" .") or re.search(r"[^\w .-]", name):
+        raise ConfigError(f"registry.name: {name!r}: a model's name has letters, digits, '-', '_', '.' and spaces only")
+    for attempt in range(_ATTEMPTS):
+        try:
+            with store.explained(uri):
+                return _register(store.client(uri), folder, card, name, run_id, metric, mode)
+        except store.UnreachableError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(2.0**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def list_models(tracking_uri: str | None = None) -> list[Row]:
+    """Every registered version, by name, newest first; raises TrackingError if the server does not answer."""
+    uri = tracking_uri or store.default_uri()
+    if (path := store.sqlite_path(uri)) is not None and not path.exists():
+        return []
+    store.ensure_ready(uri)
+    api = store.client(uri)
+    rows = []
+    with store.explained(uri):
+        newest: dict[str, int] = {}
+        versions = list(store.pages(api.search_model_versions))
+        for version in versions:
+            newest[version.name] = max(int(version.version), newest.get(version.name, 0))
+        models = {model.name: model for model in store.pages(api.search_registered_models)}
+        for version in versions:
+            if version.name in models:  # else it was deleted between the two questions
+                is_newest = int(version.version) == newest[version.name]
+                rows.append(_row(version, models[version.name].aliases, is_newest))
+    return sorted(rows, key=lambda row: (row.name, -row.version))
+
+
+def log_downstream(
+    resolved: Resolved,
+    job: str,
+    metrics: Mapping[str, float],
+    *,
+    tracking_config: TrackingConfig,
+    folder: Path,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    artifacts: Sequence[Path] = (),
+    headline: Sequence[str] | None = None,
+) -> tuple[str, str]:
+    """Record what a job found out about a model: a run below the model's own, and tags on the registered version.
+
+    Args:
+        job: its name, as wsol; comes before the metrics' names: `wsol/gt_known@0.5` in the run (MLflow writes `:` for
+            `@`), `downstream.wsol.gt_known@0.5` on the version.
+        folder: of the job's results; its records wait there while the server is away.
+        tags: as the data set's name and digest.
+        artifacts: files and folders to keep.
+        headline: the metrics that become tags of the version; default all.
+
+    Returns:
+        The run's id, and a sentence for the user if some records could not be sent yet, else "".
+
+    Raises:
+        TrackingError: the server does not answer, or refuses.
+    """
+    metrics = {key.removeprefix(f"{job}/"): float(value) for key, value in metrics.items()}
+    chosen = metrics if headline is None else {key.removeprefix(f"{job}/") for key in headline}
+    lineage: dict[str, Any] = {"job": job, "model.uri": resolved.uri}
+    if resolved.version is not None:
+        lineage |= {"model.name": resolved.name, "model.version": resolved.version}
+    if resolved.run_id is not None:
+        lineage |= {"model.run_id": resolved.run_id, "mlflow.parentRunId": resolved.run_id}
+    about = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.folder.resolve().name
+    run = tracking.open_run(
+        tracking_config.model_copy(update={"system_metrics": False}),
+        name=f"{job}-{about}",
+        folder=folder,
+        tags=lineage | dict(tags or {}),
+    )
+    status = "FAILED"
+    try:
+        run.log_params(params or {})
+        run.log_metrics({f"{job}/{key}": value for key, value in metrics.items()}, step=0)
+        for path in artifacts:
+            run.log_artifact(path, path.name if path.is_dir() else None)
+        if resolved.name is not None and resolved.version is not None:
+            found = {f"{_DOWNSTREAM}{job}.{key}": repr(metrics[key]) for key in chosen if math.isfinite(metrics[key])}
+            run.tag_model_version(resolved.name, resolved.version, found | {f"{_DOWNSTREAM}{job}.run_id": run.run_id})
+        status = "FINISHED"
+    finally:
+        notice = run.finish(status)
+    return run.run_id, notice
+
+
+def _register(api: Any, folder: Path, card: Card, name: str, run_id: str, metric: str, mode: str) -> int:
+    with store.passing_over("RESOURCE_ALREADY_EXISTS"):
+        api.create_registered_model(name)
+    version = next(
+        (
+            int(known.version)
+            for known in store.versions(api, name)
+            if known.run_id == run_id and known.tags.get("weights_sha256") == card.weights_sha256
+        ),
+        None,
+    )
+    if version is None:
+        api.log_artifacts(run_id, str(folder), ARTIFACT)
+        source = f"runs:/{run_id}/{ARTIFACT}"
+        # A version is there at once on every store but a hosted one; do not wait for it by the default 300 s.
+        made = api.create_model_version(name, source, run_id, tags=_version_tags(card), await_creation_for=20)
+        version = int(made.version)
+    value = card.metrics.get(metric)
+    if value is None:
+        _log.warning("%s: no finite metric %r, so `best` stays; there are: %s", name, metric, ", ".join(card.metrics))
+        return version
+    holder = api.get_registered_model(name).aliases.get("best")
+    held = None
+    if holder is not None:
+        text = api.get_model_version(name, str(holder)).tags.get(tracking.legal_key(_METRIC + metric))
+        held = _number(text)
+        if held is None:
+            _log.warning("%s: version %s, which is `best`, has no metric %r to compare with", name, holder, metric)
+            return version
+    if better(value, held, mode):
+        api.set_registered_model_alias(name, "best", str(version))
+    return version
+
+
+def _version_tags(card: Card) -> dict[str, str]:
+    tags = {
+        "data": card.data,
+        "data_digest": card.data_digest,
+        "pretext": card.pretext,
+        "objective": card.objective,
+        "run_name": card.run_name,
+        "chosen_by": card.chosen_by,
+        "weights_sha256": card.weights_sha256,
+    }
+    return tags | {tracking.legal_key(_METRIC + key): repr(value) for key, value in card.metrics.items()}
+
+
+def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
+    held = [alias for alias, holder in aliases.items() if int(holder) == int(version.version)]
+    tags = version.tags
+    return Row(
+        name=version.name,
+        version=int(version.version),
+        aliases=tuple(sorted(held + (["latest"] if newest else []))),
+        metrics=_numbers(tags, _METRIC),
+        data=tags.get("data", ""),
+        data_digest=tags.get("data_digest", ""),
+        pretext=tags.get("pretext", ""),
+        objective=tags.get("objective", ""),
+        run_name=tags.get("run_name", ""),
+        run_id=version.run_id or "",
+        created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+        downstream={key.replace(":", "@"): value for key, value in _numbers(tags, _DOWNSTREAM).items()},
+    )
+
+
+def _numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
+    values = {key.removeprefix(prefix): _number(text) for key, text in tags.items() if key.startswith(prefix)}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+__all__ = [
+    "Card",
+    "Resolved",
+    "Row",
+    "better",
+    "cache_folder",
+    "list_models",
+    "load",
+    "log_downstream",
+    "register",
+    "resolve",
+    "write_bundle",
+]

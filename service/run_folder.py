@@ -1,0 +1,144 @@
+"""A run's folder: which files lie in it, and whose it is. Imports no torch.
+
+config.yaml       the resolved configuration        summary.json     what came out, and what it cost
+run.json          its MLflow run                    confusion.json   counts of (true, predicted)
+metrics.jsonl     a line per record                 samples.png      what the network was shown
+checkpoints/      one folder per saved step         model/           what is registered
+log-rank*.txt     everything third parties print    error.json       why it failed
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import ConfigError, LorotError, StorageError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places inside one run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def confusion(self) -> Path:
+        return self.path / "confusion.json"
+
+    @property
+    def error(self) -> Path:
+        return self.path / "error.json"
+
+    def log(self, rank: int) -> Path:
+        """Where worker `rank`'s third parties write."""
+        return self.path / f"log-rank{rank}.txt"
+
+    def claim(self, resume: bool) -> None:
+        """Make the folder; raises ConfigError if an earlier run's checkpoints lie there and it is not to be resumed."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be made ({error.strerror}); output=FOLDER chooses another"
+            ) from None
+        if self.is_taken() and not resume:
+            raise ConfigError(
+                f"{self.path}: holds an earlier run. --resume goes on with it, --restart sets it aside and starts anew, "
+                "name=OTHER leaves it alone"
+            )
+
+    def is_taken(self) -> bool:
+        """Whether a run has left a checkpoint or a summary here."""
+        return self.summary.exists() or any(self.checkpoints.glob("step-*"))
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder to NAME.1 (or the next free number), so that nothing in it is lost; None without one."""
+        if not self.is_taken():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON object that lies here; empty if there is none or it is damaged."""
+        try:
+            content = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Write a JSON object whole; raises StorageError."""
+        path = self.path / name
+        beside = path.with_name(f".{name}.writing")
+        try:
+            beside.write_text(json.dumps(content, indent=1, default=str) + "\n")
+            os.replace(beside, path)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from None
+        return path
+
+    def append_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add a line to metrics.jsonl; raises StorageError."""
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **metrics}) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.metrics}: cannot be written ({error.strerror}); free some space") from None
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics after `step`, which a resumed run measures again, and those of a line cut short."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        beside = self.metrics.with_name(".metrics.jsonl.writing")
+        beside.write_text("".join(kept))
+        os.replace(beside, self.metrics)
+
+    def report_error(self, error: BaseException) -> None:
+        """Say in error.json why this worker failed, unless another has: the first failure is the cause of the others."""
+        known = isinstance(error, LorotError)
+        message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+        content = {
+            "type": type(error).__name__,
+            "message": message,
+            "exit_code": error.exit_code if isinstance(error, LorotError) else 1,
+        }
+        try:
+            with self.error.open("x") as file:
+                json.dump(content, file)
+        except OSError:
+            # Either it is there already, or nothing can be written here; the log has this error too.
+            return

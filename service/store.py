@@ -1,0 +1,243 @@
+"""Where MLflow keeps its records: finding the place, getting it ready once, and saying plainly when it does not answer.
+
+MLflow is imported on first use (it takes seconds), with its messages routed into `logging`, not to the terminal.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from service.errors import TrackingError
+
+DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
+_PROBE_S = 4.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_ADVICE = "start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or unset it to record in " + DEFAULT_URI
+# What the user has set stays. A request is tried once: the caller decides whether repeating it is safe.
+_ENVIRONMENT = {
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class UnreachableError(TrackingError):
+    """Nothing answers at the tracking URI."""
+
+
+def default_uri() -> str:
+    """MLFLOW_TRACKING_URI if it is set, else a SQLite file in ./mlruns."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def client(uri: str | None = None) -> Any:
+    """An `MlflowClient` for runs and registry at `uri` (default: `default_uri()`). Contacts no server."""
+    uri = uri or default_uri()
+    with explained(uri):
+        # MLflow keeps one connection for each address it was given: a relative one would outlive a change of folder.
+        return _mlflow().MlflowClient(tracking_uri=absolute(uri), registry_uri=absolute(uri))
+
+
+def ensure_ready(uri: str | None = None) -> None:
+    """Create a SQLite database that does not exist yet, whole or not at all; make sure that a server answers.
+
+    Raises:
+        UnreachableError: no answer within about four seconds.
+        TrackingError: the server refuses, the database cannot be created or is none, the URI is of no known kind.
+    """
+    uri = uri or default_uri()
+    path = sqlite_path(uri)
+    if path is not None:
+        _ensure_database(uri, path)
+        return
+    parts = urllib.parse.urlsplit(uri)
+    scheme = parts.scheme.split("+")[0]
+    if scheme in ("http", "https"):
+        _ask_server(uri)
+    elif scheme in _PORTS:
+        try:
+            socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[scheme]), _PROBE_S).close()
+        except (OSError, ValueError) as error:
+            raise UnreachableError(f"{shown(uri)} does not answer ({_reason(error)}); {_ADVICE}") from None
+    elif scheme not in ("databricks", "databricks-uc"):
+        raise TrackingError(
+            f"tracking URI {shown(uri)!r} is of no supported kind; use sqlite:///FILE, http(s)://HOST:PORT or postgresql://..."
+        )
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a `sqlite:///FILE` URI (relative to the working folder; four slashes for an absolute path)."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").split("?")[0])
+
+
+def absolute(uri: str) -> str:
+    """`uri`, independent of the working folder."""
+    path = sqlite_path(uri)
+    if path is None:
+        return uri
+    _, question_mark, options = uri.partition("?")
+    return f"sqlite:///{path.resolve()}{question_mark}{options}"
+
+
+def shown(uri: str) -> str:
+    """`uri` without the user and password it may hold."""
+    parts = urllib.parse.urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what MLflow and the network raise into a TrackingError that names `uri`."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        foreign = type(error).__module__.startswith(("mlflow", "sqlalchemy", "requests", "urllib3"))
+        if not foreign and not isinstance(error, OSError):
+            raise
+        text = " ".join(str(error).split())
+        if _is_transient(error, text):
+            raise UnreachableError(f"{shown(uri)} does not answer ({text[:300]}); {_ADVICE}") from error
+        if "out-of-date database schema" in text:
+            raise TrackingError(
+                f"{shown(uri)} is of another version of MLflow; back it up, then run `mlflow db upgrade {shown(uri)}`"
+            ) from error
+        raise TrackingError(f"{shown(uri)} refuses: {text[:600]}") from error
+
+
+def versions(api: Any, name: str) -> list[Any]:
+    """Every version of a registered model."""
+    quote = '"' if "'" in name else "'"
+    return list(pages(api.search_model_versions, filter_string=f"name={quote}{name}{quote}"))
+
+
+def pages(search: Any, **arguments: Any) -> Iterator[Any]:
+    """All entries of one of the client's paged searches."""
+    token = None
+    while True:
+        page = search(**arguments, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+@contextlib.contextmanager
+def passing_over(*codes: str) -> Iterator[None]:
+    """Pass over an MLflow error with one of these codes."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "error_code", None) not in codes:
+            raise
+
+
+def _mlflow() -> Any:
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic", "sqlalchemy", "huey"):
+        logger = logging.getLogger(name)
+        # Without a handler of its own, a warning would reach the terminal through logging's last resort.
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = True
+    return mlflow
+
+
+def _is_transient(error: Exception, text: str) -> bool:
+    """Whether trying again may help: no connection, or a server that says it is busy or broken."""
+    if getattr(error, "error_code", None) in ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"):
+        return True
+    status = re.search(r"API request to .* failed with error code (\d+)", text)
+    if status:
+        return status[1] == "429" or status[1].startswith("5")
+    return "API request to" in text and "failed with" in text
+
+
+def _ask_server(uri: str) -> None:
+    base = shown(uri).rstrip("/")
+    try:
+        with urllib.request.urlopen(f"{base}/health", timeout=_PROBE_S):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            raise TrackingError(
+                f"{base} refuses this address (403); start it with `mlflow server --allowed-hosts` naming the host"
+            ) from None
+        if error.code in (502, 503, 504):
+            raise UnreachableError(f"{base} does not answer: its gateway says {error.code}; {_ADVICE}") from None
+        # Anything else is a living server; whether it is MLflow and lets us in shows at the first request.
+    except (OSError, ValueError) as error:
+        raise UnreachableError(f"{base} does not answer ({_reason(error)}); {_ADVICE}") from None
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", error)
+    return "timed out" if isinstance(cause, TimeoutError) else str(getattr(cause, "strerror", None) or cause)
+
+
+def _ensure_database(uri: str, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _is_database(uri, path):
+            return
+        # Several processes that open an empty database together break its migration: one creates it, the others wait.
+        with (path.parent / f".{path.name}.lock").open("w") as lock:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_database(uri, path):
+                _create_database(path)
+    except OSError as error:
+        raise TrackingError(
+            f"{shown(uri)}: cannot create this database ({error.strerror}); choose a writable place with tracking.uri"
+        ) from None
+
+
+def _is_database(uri: str, path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    try:
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as database:
+            database.execute("SELECT count(*) FROM experiments").fetchone()
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"{shown(uri)}: {path} is no MLflow database ({error}); move it away or choose another with tracking.uri"
+        ) from None
+    return True
+
+
+def _create_database(path: Path) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
+    try:
+        beside = scratch / path.name
+        beside_uri = f"sqlite:///{beside.resolve()}"
+        with explained(beside_uri):
+            client(beside_uri).search_experiments(max_results=1)
+        beside.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

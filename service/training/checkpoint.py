@@ -1,0 +1,263 @@
+"""Checkpoints: a folder per step, whole or absent. safetensors and JSON only; nothing is unpickled.
+
+    checkpoints/step-00000123/
+        weights.safetensors     parameters and buffers by name, float32
+        optimizer.safetensors   KEY.PARAMETER, whole, however ZeRO had cut it
+        ema.safetensors         with an average only
+        checkpoint.json         step, facts, size and SHA-256 of every file, and of itself
+
+Nothing in it depends on the number of workers or the ZeRO stage. Data and augmentation need no state: they are pure
+functions of the step.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from service.errors import CheckpointError, StorageError
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+_NAME = re.compile(r"step-([0-9]{8,})")
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose index has been read; `verify` says whether its files are sound.
+
+    Attributes:
+        path: its folder.
+        step: optimizer steps done.
+        facts: what the training loop wrote down, JSON values.
+        metrics: of the evaluation at this step; empty if there was none.
+        files: name -> {"bytes", "sha256"}.
+    """
+
+    path: Path
+    step: int
+    facts: dict[str, Any]
+    metrics: dict[str, float]
+    files: dict[str, dict[str, Any]] = field(repr=False)
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """The tensors of "weights", "optimizer" or "ema", on the CPU; raises CheckpointError if there are none."""
+        name = f"{part}.safetensors"
+        if name not in self.files:
+            raise CheckpointError(f"{self.path}: holds no {part}; it holds {', '.join(self.files)}")
+        try:
+            return load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path / name}: cannot be read ({error})") from None
+
+    def verify(self) -> None:
+        """Compare every file with its size and checksum; raises CheckpointError that names the first that differs."""
+        for name, expected in self.files.items():
+            path = self.path / name
+            try:
+                size, digest = path.stat().st_size, _digest(path)
+            except OSError as error:
+                raise CheckpointError(f"{path}: {error.strerror}") from None
+            if size != expected["bytes"]:
+                raise CheckpointError(f"{path}: {size} bytes, {expected['bytes']} were written; it is truncated")
+            if digest != expected["sha256"]:
+                raise CheckpointError(f"{path}: its SHA-256 is not the one written down; it is damaged")
+
+
+def save(
+    folder: Path,
+    step: int,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+) -> Checkpoint:
+    """Write `folder/step-XXXXXXXX` whole, or leave the folder as it was. One process may do so at a time.
+
+    Written beside, flushed to the disk, renamed. A checkpoint of the same step is replaced.
+
+    Args:
+        parts: name ("weights", "optimizer", "ema") -> tensors, on any device, in any memory format; an empty
+            part is written too.
+        facts, metrics: JSON values; metrics that are not finite are left out.
+
+    Raises:
+        StorageError: the disk is full or cannot be written. What was there before is still there.
+    """
+    target = folder / f"step-{step:08d}"
+    beside = folder / f".{target.name}.writing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
+        beside.mkdir()
+        files = {}
+        for part, tensors in parts.items():
+            path = beside / f"{part}.safetensors"
+            # Clones of what shares memory, which safetensors refuses: ZeRO's views and a counter many names share.
+            save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path)
+            _flush(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        finite = {key: float(value) for key, value in (metrics or {}).items() if math.isfinite(value)}
+        index = {"format": FORMAT, "step": step, "facts": dict(facts), "metrics": finite, "files": files}
+        index["sha256"] = _digest_of_index(index)
+        (beside / INDEX).write_text(json.dumps(index, indent=1))
+        _flush(beside / INDEX)
+        _flush(beside)
+        _replace(beside, target)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(
+            f"{target}: cannot write the checkpoint ({reason}); the ones before are untouched. "
+            "Free some space or set output=FOLDER, and continue with --resume"
+        ) from None
+    return Checkpoint(target, step, dict(facts), finite, files)
+
+
+def find(folder: Path) -> list[Path]:
+    """Folders of checkpoints, the newest first, whether sound or not."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint's index, checked against its own checksum; raises CheckpointError."""
+    try:
+        index = json.loads((path / INDEX).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: no checkpoint here ({INDEX}: {error.strerror})") from None
+    except ValueError:
+        raise CheckpointError(f"{path / INDEX}: damaged, it is no JSON") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        given = index.get("format") if isinstance(index, dict) else None
+        raise CheckpointError(f"{path / INDEX}: format {given!r}; this version reads format {FORMAT}")
+    if index.get("sha256") != _digest_of_index(index):
+        raise CheckpointError(f"{path / INDEX}: its SHA-256 is not the one written down; it is damaged")
+    return Checkpoint(path, index["step"], index["facts"], index["metrics"], index["files"])
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest sound checkpoint, and why each newer one was passed over. Reads every byte of what it returns."""
+    with contextlib.suppress(OSError):
+        _tidy(folder)
+    problems = []
+    for path in find(folder):
+        try:
+            checkpoint = read(path)
+            checkpoint.verify()
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        return checkpoint, problems
+    return None, problems
+
+
+def prune(folder: Path, keep_last: int, metric: str, mode: str) -> list[Path]:
+    """Delete all but the newest `keep_last` readable checkpoints and the one with the best `metric`.
+
+    Damaged ones are left for a person to look at. Returns what was deleted.
+    """
+    checkpoints = []
+    for path in find(folder):
+        with contextlib.suppress(CheckpointError):
+            checkpoints.append(read(path))
+    kept = {checkpoint.path for checkpoint in checkpoints[:keep_last]}
+    scored = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
+    if scored:
+        sign = 1 if mode == "max" else -1
+        kept.add(max(scored, key=lambda one: (sign * one.metrics[metric], one.step)).path)
+    deleted = [checkpoint.path for checkpoint in checkpoints if checkpoint.path not in kept]
+    for path in deleted:
+        # Without its index it is no checkpoint any more, however far the deleting comes.
+        (path / INDEX).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    return deleted
+
+
+def check_fit(where: Path, held: Mapping[str, Tensor], needed: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare a checkpoint's weights with the model's; raises CheckpointError that names the tensors that differ.
+
+    Args:
+        where: for the message.
+        held: the checkpoint's tensors by name.
+        needed: the model's shapes by name.
+    """
+    problems = [f"{name}: the model has none" for name in held if name not in needed]
+    problems += [f"{name}: missing" for name in needed if name not in held]
+    problems += [
+        f"{name}: {tuple(held[name].shape)}, the model's is {tuple(shape)}"
+        for name, shape in needed.items()
+        if name in held and tuple(held[name].shape) != tuple(shape)
+    ]
+    if not problems:
+        return
+    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    heads = [name for name in ("fc.weight", "pretext_fc.weight") if name in held and name in needed]
+    classes = "".join(
+        f"; {name.partition('.')[0]} has {held[name].shape[0]} outputs there and {needed[name][0]} here"
+        for name in heads
+        if held[name].shape[0] != needed[name][0]
+    )
+    raise CheckpointError(
+        f"{where}: it is another model's{classes}. Use the configuration it was trained with, or another name:\n  "
+        + "\n  ".join(problems[:_SHOWN])
+        + more
+    )
+
+
+def _replace(source: Path, target: Path) -> None:
+    """A folder cannot replace one that has content, so the old one steps aside for a moment."""
+    aside = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(aside)
+    try:
+        source.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tidy(folder: Path) -> None:
+    """What a killed process left: an old checkpoint that had stepped aside goes back, the rest goes."""
+    for leftover in folder.glob(".step-*"):
+        target = leftover.with_name(leftover.stem.removeprefix("."))
+        if leftover.suffix == ".old" and not target.exists():
+            leftover.rename(target)
+        else:
+            shutil.rmtree(leftover)
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_index(index: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in index.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""What a worker shows: its own few lines on the terminal; everything else that anybody prints goes to a log file."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_EVERY_S = 10.0
+
+
+def capture(log: Path) -> IO[str]:
+    """Send file descriptors 1 and 2, and Python's logging, to `log`; returns the terminal that 1 was.
+
+    Descriptors, because libraries write from native code too, and their child processes inherit them.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+    logging.captureWarnings(True)
+    return terminal
+
+
+class Display:
+    """Progress of a training job on the main worker: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, terminal: IO[str] | None, total_steps: int, first_step: int = 0) -> None:
+        """Without a terminal it shows nothing."""
+        self._console = Console(file=terminal, quiet=terminal is None, highlight=False, soft_wrap=True)
+        self._total = total_steps
+        self._first = first_step
+        self._began = self._said = time.monotonic()
+        self._figures = ""
+        self._progress: Progress | None = None
+        if self._console.is_terminal and terminal is not None:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=30),
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=total_steps, completed=first_step, figures="")
+            self._progress.start()
+
+    def step(self, step: int) -> None:
+        """`step` optimizer steps are done."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+        elif time.monotonic() - self._said >= _EVERY_S or step == self._total:
+            self._said = time.monotonic()
+            left = (self._said - self._began) / max(1, step - self._first) * (self._total - step)
+            self.say(f"step {step}/{self._total}  {self._figures}  {left:.0f} s left")
+
+    def figures(self, metrics: Mapping[str, float]) -> None:
+        """The newest training metrics."""
+        shown = (
+            ("images/s", "train/images_per_s", "{:,.0f}"),
+            ("loss", "train/loss", "{:.3f}"),
+            ("top-1", "train/top1", "{:.1%}"),
+            ("pretext", "train/pretext_accuracy", "{:.1%}"),
+        )
+        self._figures = "  ".join(f"{name} {form.format(metrics[key])}" for name, key, form in shown if key in metrics)
+        if self._progress is not None:
+            self._progress.update(self._task, figures=self._figures)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

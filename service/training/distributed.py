@@ -1,0 +1,166 @@
+"""The workers of one job: who this process is, and the few things all of them do together."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from service import errors
+from service.errors import ConfigError, JobError, LorotError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` of them; `local_rank` counts within its machine, which runs `local_size`."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker writes what is written once."""
+        return self.rank == 0
+
+
+def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
+    """Join the other workers: gloo on CPUs, nccl on GPUs. Without torchrun's environment it is a world of one.
+
+    Args:
+        device: "cpu", "cuda" or "auto" (GPUs if there are any).
+        timeout_s: how long a collective operation waits for a worker before it fails.
+
+    Raises:
+        ConfigError: "cuda" without a GPU, or the rendezvous address cannot be bound or reached.
+    """
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    chosen = _device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        try:
+            if "MASTER_ADDR" in os.environ:
+                dist.init_process_group(backend, timeout=timeout)
+            else:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        except (dist.DistError, OSError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise ConfigError(
+                f"worker {rank} of {size} cannot meet the others at {where}: {error}; "
+                "is the port taken by another job? torchrun --master-port chooses another"
+            ) from None
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
+        os.environ.setdefault(name, str(value))
+    return World(rank, size, local_rank, local_size, chosen)
+
+
+def disconnect() -> None:
+    """Leave the group; for a clean end only, since it waits for the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """`tensor`, replaced in place by the sum over all workers."""
+    if _size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_max(value: float, device: torch.device) -> float:
+    """The largest of all workers' values."""
+    if _size() == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Every worker's tensor (all of one shape), stacked: (size, *shape)."""
+    if _size() == 1:
+        return tensor[None].clone()
+    parts = [torch.empty_like(tensor) for _ in range(_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.stack(parts)
+
+
+def from_main(text: str, device: torch.device) -> str:
+    """The main worker's text, on every worker. This is how its decisions and failures reach the others."""
+    if _size() == 1:
+        return text
+    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if text else torch.empty(0)
+    length = torch.tensor([data.numel()], device=device)
+    dist.broadcast(length, src=0)
+    buffer = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    if dist.get_rank() == 0 and text:
+        buffer.copy_(data)
+    if buffer.numel():
+        dist.broadcast(buffer, src=0)
+    return bytes(buffer.cpu().numpy()).decode()
+
+
+def on_main(world: World, action: Callable[[], object]) -> None:
+    """Run `action` on the main worker alone; an error meant for people is raised on every worker."""
+    failure: LorotError | None = None
+    told = ""
+    if world.is_main:
+        try:
+            action()
+        except LorotError as error:
+            failure = error
+            told = json.dumps([type(error).__name__, error.exit_code, str(error)])
+    told = from_main(told, world.device)
+    if failure is not None:
+        raise failure
+    if told:
+        name, code, message = json.loads(told)
+        kind = getattr(errors, name, None)
+        raise kind(message) if kind is not None and kind is not JobError else JobError(message, code)
+
+
+def barrier() -> None:
+    """Wait for all workers."""
+    if _size() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def local_main_first(world: World) -> Iterator[None]:
+    """Run the block on the first worker of every machine, then on its others: they find what it cached on disk."""
+    if world.local_rank != 0:
+        barrier()
+    yield
+    if world.local_rank == 0:
+        barrier()
+
+
+def _size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cpu" or (name == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise ConfigError("device: 'cuda' is asked for, but torch sees no GPU here; use device=cpu or device=auto")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"workers: worker {local_rank} of this machine has no GPU of its own, of {torch.cuda.device_count()}; "
+            "start one worker per GPU"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,48 @@
+"""One pass over held-out samples, each exactly once, whatever the number of workers and the batch size."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipelines.loading import Loader
+from service.config import ObjectiveConfig
+from service.models.heads import Outputs
+from service.training import distributed, objectives
+from service.training.distributed import World
+from service.training.meters import Meters, Summary
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Outputs], batches: Loader, num_classes: int, world: World, *, confusion: bool = True
+) -> Summary:
+    """Top-1, top-5 and class loss over all workers' samples, and images per second.
+
+    Every worker must call it, with a loader that gives each as many batches: with ZeRO 3 a forward pass is a common
+    effort. Padding has `valid` False and counts nowhere.
+
+    Args:
+        model: in evaluation mode.
+        batches: this worker's share; consumed.
+    """
+    meters = Meters(
+        num_classes,
+        ("class_loss",),
+        device=world.device,
+        rank=world.rank,
+        world_size=world.size,
+        confusion=confusion,
+    )
+    config = ObjectiveConfig()
+    for _ in range(len(batches)):
+        began = time.perf_counter()
+        batch = next(batches)
+        waited_s = time.perf_counter() - began
+        result = objectives.supervised(model, batch, config)
+        meters.update(result, batch.labels, batch.valid)
+        meters.record_step(time.perf_counter() - began, waited_s)
+    summary = meters.collect(distributed.all_sum)
+    shown = ("class_loss", "top1", "top5", "images_per_s")
+    return Summary({name: summary.metrics[name] for name in shown if name in summary.metrics}, summary.confusion)

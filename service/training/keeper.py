@@ -1,0 +1,108 @@
+"""Keeps what a run leaves behind while it trains: records, checkpoints, and the bar on the terminal."""
+
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from service.config import JobConfig
+from service.run_folder import RunFolder
+from service.tracking import Run
+from service.training import checkpoint, distributed
+from service.training.checkpoint import Checkpoint
+from service.training.console import Display
+from service.training.ema import Ema
+from service.training.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+
+class RunKeeper:
+    """One on every worker, since all of them put a checkpoint together; only the main one writes.
+
+    Args:
+        run: of the tracking server; None on other workers.
+        facts: what a resumed run has to agree with; JSON values.
+    """
+
+    def __init__(
+        self,
+        config: JobConfig,
+        folder: RunFolder,
+        engine: Engine,
+        ema: Ema | None,
+        display: Display,
+        run: Run | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self._config, self._folder = config, folder
+        self._engine, self._ema = engine, ema
+        self._display, self._run = display, run
+        self._facts = dict(facts)
+        self._is_main = engine.world.is_main
+        self._saved_at = time.monotonic()
+        self._last: Checkpoint | None = None
+        self._signal = 0
+
+    def listen(self) -> None:
+        """From now on SIGINT and SIGTERM end the run after the step that is running, with a checkpoint."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def step(self, step: int) -> None:
+        """`step` optimizer steps are done."""
+        self._display.step(step)
+
+    def record(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep these metrics: on disk, on the tracking server, on the screen."""
+        if not self._is_main:
+            return
+        self._folder.append_metrics(metrics, step)
+        if self._run is not None:
+            self._run.log_metrics(metrics, step)
+        self._display.figures(metrics)
+        if "val/top1" in metrics:
+            self._display.say(
+                f"step {step}: held-out top-1 {metrics['val/top1']:.1%}, class loss {metrics['val/class_loss']:.3f}"
+            )
+
+    def save_is_due(self) -> bool:
+        """Whether this worker's clock asks for a checkpoint: the main worker's decides."""
+        minutes = self._config.checkpoint.every_minutes
+        return self._is_main and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a checkpoint and delete those that are not to be kept; raises StorageError on every worker."""
+        parts = {"weights": self._engine.weights(), "optimizer": self._engine.optimizer_state()}
+        if self._ema is not None:
+            parts["ema"] = dict(self._ema.state_dict())
+        facts = self._facts | {"scale": self._engine.scale_state()}
+
+        def write() -> None:
+            self._last = checkpoint.save(self._folder.checkpoints, step, parts, facts=facts, metrics=metrics)
+            keep, chosen_by = self._config.checkpoint.keep_last, self._config.registry
+            checkpoint.prune(self._folder.checkpoints, keep, chosen_by.metric, chosen_by.mode)
+
+        distributed.on_main(self._engine.world, write)
+        self._saved_at = time.monotonic()
+
+    def restored(self, found: Checkpoint) -> None:
+        """The run goes on from this checkpoint."""
+        self._last = found
+        if self._is_main:
+            self._folder.forget_after(found.step)
+
+    def last_saved(self) -> str:
+        """The newest checkpoint, for a message."""
+        newest = checkpoint.find(self._folder.checkpoints)
+        return f"checkpoint {newest[0]}" if newest else "the start (no checkpoint yet)"
+
+    def stop_signal(self) -> int:
+        """The number of the signal that asked this worker to stop, or 0."""
+        return self._signal
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = number
+        _log.info("signal %d: stopping after this step", number)

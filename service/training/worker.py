@@ -1,0 +1,373 @@
+"""What torchrun starts on every worker: `torchrun ... -m service.training.worker CONFIG [key.sub=value ...] [--resume]`."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import psutil
+import torch
+
+from pipelines import datasets, loading, pretext
+from pipelines.batch import Batch
+from pipelines.manifest import Manifest
+from pipelines.plan import View
+from service import bundle, config, machine, models, pictures, provenance, registry, resolution, tracking
+from service.bundle import Card
+from service.config import JobConfig
+from service.errors import CheckpointError, ConfigError, JobError, LorotError
+from service.models.heads import Classifier
+from service.run_folder import RunFolder
+from service.training import checkpoint, console, distributed, evaluation, loop, objectives
+from service.training.distributed import World
+from service.training.ema import Ema
+from service.training.engine import Engine
+from service.training.keeper import RunKeeper
+from service.training.meters import Meters
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one worker to its end; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="service.training.worker", description=__doc__)
+    parser.add_argument("config", help="configuration file")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values on top of it")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
+    given = parser.parse_args(arguments)
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        job = config.load(given.config, given.overrides)
+        folder = RunFolder(job.folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except (LorotError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 7)
+    if rank == 0:
+        folder.error.unlink(missing_ok=True)
+    terminal = console.capture(folder.log(rank))
+    try:
+        work(job, folder, given.resume, terminal if rank == 0 else None)
+    except BaseException as error:
+        _log.exception("this worker ends here")
+        folder.report_error(error)
+        if rank == 0 and "LOROT_LAUNCHED" not in os.environ:
+            # Without `lorot train`, which says it, nobody else would.
+            terminal.write(f"error: {folder.read(folder.error.name).get('message', error)}\n")
+        code = error.exit_code if isinstance(error, LorotError) else 1
+        # Other workers may wait for this one for ever; a clean shutdown would wait for them.
+        logging.shutdown()
+        sys.stdout.flush()
+        terminal.flush()
+        os._exit(code)
+    return 0
+
+
+def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | None) -> None:
+    """Train as the job says, on this worker; raises LorotError and whatever else goes wrong."""
+    began = time.time()
+    world = distributed.connect(job.device)
+    distributed.on_main(world, lambda: folder.claim(resume))
+    if job.deterministic:
+        torch.use_deterministic_algorithms(True)
+    with distributed.local_main_first(world):
+        train_set = _load(job, job.data.train_split)
+        eval_set = _load(job, job.data.eval_split)
+    if train_set.classes != eval_set.classes:
+        raise ConfigError(
+            f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} has "
+            f"{len(train_set.classes)}, or they are named differently"
+        )
+    samples = min(len(train_set), job.data.train_limit or len(train_set))
+    lengths = loop.Lengths.of(job, samples)
+    task = pretext.load(job.pretext.name, **job.pretext.options)
+    num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
+    torch.manual_seed(job.seed)
+    model = models.build(job.model, len(train_set.classes), num_pretext)
+    if job.model.init_from:
+        start_from(model, job.model.init_from, job.tracking.uri)
+    facts = {
+        "seed": job.seed,
+        "global_batch": job.global_batch,
+        "data_digest": train_set.digest,
+        "samples_per_epoch": samples,
+        "total_steps": lengths.total,
+        "classes": list(train_set.classes),
+    }
+    found = newest(folder, facts, model) if resume else None
+    first_step = found.step if found is not None else 0
+    ema = Ema(model.to(world.device), job.ema.decay, job.ema.every) if job.ema is not None else None
+    engine = Engine(job, model, world)
+    if found is not None:
+        engine.load_optimizer_state(found.tensors("optimizer"))
+        engine.load_scale_state(found.facts.get("scale", {}))
+        if ema is not None:
+            ema.load_state_dict(found.tensors("ema"))
+    display = console.Display(terminal, lengths.total, first_step)
+    run = _open_run(job, folder, world, train_set, eval_set) if world.is_main else None
+    keeper = RunKeeper(job, folder, engine, ema, display, run, facts)
+    if found is not None:
+        keeper.restored(found)
+        display.say(f"going on from step {found.step} of {lengths.total}")
+    keeper.listen()
+
+    view = View(**{name: getattr(job.data, name) for name in View.__dataclass_fields__})
+    threads = job.data.num_threads or max(1, machine.cores() // world.local_size)
+    options: dict[str, Any] = {
+        "rank": world.rank,
+        "world_size": world.size,
+        "device": world.device,
+        "num_threads": threads,
+        "prefetch": job.data.prefetch,
+    }
+    train_source = loading.Source(
+        train_set,
+        view,
+        task,
+        job.seed,
+        render_pretext=objectives.renders_pretext(job.objective.name),
+        limit=job.data.train_limit,
+        on_bad_image=job.data.on_bad_image,
+    )
+    eval_source = loading.Source(eval_set, view, pretext.load("none"), job.seed, on_bad_image=job.data.on_bad_image)
+    outcome: dict[str, Any] = {"skipped": {}, "confusion": None}
+
+    def evaluate() -> Mapping[str, float]:
+        network: Callable[..., Any] = ema.module if ema is not None else engine
+        (ema.module if ema is not None else engine.module).eval()
+        with (
+            loading.open_eval(job.data.loader, eval_source, batch_size=job.micro_batch, **options) as batches,
+            engine.autocast(),
+        ):
+            summary = evaluation.evaluate(network, batches, len(eval_set.classes), world)
+            outcome["skipped"] |= batches.skipped
+        outcome["confusion"] = summary.confusion
+        return {f"val/{name}": value for name, value in summary.metrics.items()}
+
+    meters = Meters(
+        len(train_set.classes),
+        objectives.loss_names(job.objective.name),
+        device=world.device,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    status = "FAILED"
+    try:
+        with loading.open_train(
+            job.data.loader,
+            train_source,
+            start_step=first_step,
+            stop_step=lengths.total,
+            global_batch=job.global_batch,
+            micro_batch=job.micro_batch,
+            **options,
+        ) as batches:
+            shown = _shown(batches, folder, train_set, view, run)
+            metrics = loop.train(job, lengths, engine, ema, shown, meters, evaluate, keeper, first_step)
+            outcome["skipped"] |= batches.skipped
+        if not metrics:
+            metrics = dict(evaluate())
+            keeper.record(metrics, lengths.total)
+        weights = dict(ema.module.state_dict()) if ema is not None else engine.weights()
+        used = _spent(world, began)
+        skipped = int(distributed.all_sum(torch.tensor([len(outcome["skipped"])], device=world.device)))
+        if skipped:
+            display.say(f"{skipped} unreadable images were left out; {folder.log(world.rank)} names them")
+            _log.warning("left out: %s", outcome["skipped"])
+        if run is not None:
+            card = _card(job, train_set, view, num_pretext, metrics, run.run_id)
+            done = {
+                "run_id": run.run_id,
+                "data_digest": train_set.digest,
+                "versions": card.versions,
+                "metrics": metrics,
+                "images": (lengths.total - first_step) * job.global_batch,
+                "skipped_images": skipped,
+                **used,
+            }
+            finish(job, folder, run, card, weights, outcome["confusion"], done, display)
+        distributed.barrier()
+        status = "FINISHED"
+    except JobError as error:
+        status = "KILLED" if error.exit_code > 128 else "FAILED"
+        raise
+    finally:
+        display.close()
+        if run is not None:
+            notice = run.finish(status)
+            if notice:
+                display.say(notice)
+    engine.close()
+    distributed.disconnect()
+
+
+def start_from(model: Classifier, uri: str, tracking_uri: str | None) -> None:
+    """Give `model` the weights of another, as far as they fit; a head for other classes stays as it was drawn.
+
+    Raises:
+        CheckpointError: there is no such model, or its trunk is another network's.
+    """
+    folder = resolution.resolve(uri, tracking_uri).folder
+    weights = bundle.read_weights(folder, bundle.read_card(folder))
+    own = model.state_dict()
+    heads = ("fc.", "pretext_fc.")
+    fits = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    checkpoint.check_fit(
+        folder,
+        {name: value for name, value in weights.items() if not name.startswith(heads)},
+        {name: tuple(value.shape) for name, value in own.items() if not name.startswith(heads)},
+    )
+    model.load_state_dict(fits, strict=False)
+    _log.info("weights from %s; drawn anew: %s", uri, sorted(set(own) - set(fits)) or "nothing")
+
+
+def newest(folder: RunFolder, facts: Mapping[str, Any], model: Classifier) -> checkpoint.Checkpoint | None:
+    """The newest sound checkpoint, whose weights `model` then has; None if the run had not come to one.
+
+    Raises:
+        CheckpointError: none is sound, it is another job's (says what differs), or another network's (names the layers).
+    """
+    found, problems = checkpoint.newest(folder.checkpoints)
+    for problem in problems:
+        _log.warning("passed over: %s", problem)
+    if found is None:
+        if problems:
+            raise CheckpointError(
+                f"{folder.checkpoints}: no sound checkpoint:\n  " + "\n  ".join(problems) + "\n--restart begins anew"
+            )
+        return None
+    weights = found.tensors("weights")
+    checkpoint.check_fit(found.path, weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    differing = [
+        f"{name}: {found.facts.get(name)!r} then, {value!r} now"
+        for name, value in facts.items()
+        if found.facts.get(name) != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{found.path}: the job has changed since, and would not be the same run:\n  "
+            + "\n  ".join(differing)
+            + "\nset it back, or choose name=OTHER"
+        )
+    model.load_state_dict(weights)
+    return found
+
+
+def finish(
+    job: JobConfig,
+    folder: RunFolder,
+    run: tracking.Run,
+    card: Card,
+    weights: Mapping[str, torch.Tensor],
+    confusion: Any,
+    done: Mapping[str, Any],
+    display: console.Display,
+) -> None:
+    """Write the model, register it, and leave the summary; on the main worker."""
+    bundle.write_bundle(folder.model, weights, card)
+    summary: dict[str, Any] = {"name": job.name, "model_name": job.model_name or None, "model_version": None, **done}
+    if confusion is not None:
+        folder.write(folder.confusion.name, {"classes": list(card.classes), "matrix": confusion.tolist()})
+        run.log_artifact(folder.confusion)
+    if job.model_name:
+        try:
+            summary["model_version"] = registry.register(
+                folder.model,
+                name=job.model_name,
+                run_id=run.run_id,
+                metric=job.registry.metric,
+                mode=job.registry.mode,
+                tracking_uri=job.tracking.uri,
+            )
+            display.say(f"registered as models:/{job.model_name}/{summary['model_version']}")
+        finally:
+            # Whatever the registry says: the training is done, and its results are not to be lost.
+            folder.write(folder.summary.name, summary)
+    run.log_artifact(folder.write(folder.summary.name, summary))
+
+
+def _load(job: JobConfig, split: str) -> Manifest:
+    return datasets.load(job.data.name, job.data.root, split, **job.data.options)
+
+
+def _open_run(job: JobConfig, folder: RunFolder, world: World, train_set: Manifest, eval_set: Manifest) -> tracking.Run:
+    earlier = folder.read("run.json")
+    run = tracking.open_run(
+        job.tracking,
+        name=job.name,
+        folder=folder.path,
+        run_id=earlier.get("run_id"),
+        tags={
+            "data.name": train_set.name,
+            "data.digest": train_set.digest,
+            "data.eval_digest": eval_set.digest,
+            "world_size": world.size,
+            "device": world.device.type,
+        },
+    )
+    folder.write("run.json", {"run_id": run.run_id, "experiment": run.experiment, "tracking_uri": run.uri})
+    resolved = folder.path / "config.yaml"
+    resolved.write_text(config.dump(job))
+    run.log_params(job.model_dump(mode="json"))
+    run.log_artifact(resolved)
+    return run
+
+
+def _shown(
+    batches: Iterator[Batch], folder: RunFolder, manifest: Manifest, view: View, run: tracking.Run | None
+) -> Iterator[Batch]:
+    """The same batches; of the first one a picture is kept."""
+    for number, batch in enumerate(batches):
+        if number == 0 and run is not None:
+            images = batch.images[:16].float().cpu().contiguous().numpy()
+            captions = [manifest.classes[label] for label in batch.labels[:16].tolist()]
+            pictures.write_samples(
+                pictures.denormalise(images, view.mean, view.std),
+                captions,
+                batch.boxes[:16].cpu().numpy(),
+                batch.turns[:16].cpu().numpy(),
+                folder.samples,
+            )
+            run.log_artifact(folder.samples)
+        yield batch
+
+
+def _card(
+    job: JobConfig, train_set: Manifest, view: View, num_pretext: int, metrics: Mapping[str, float], run_id: str
+) -> Card:
+    return Card(
+        model=job.model.model_dump(mode="json"),
+        classes=tuple(train_set.classes),
+        view={name: getattr(view, name) for name in View.__dataclass_fields__},
+        data=job.data.name,
+        data_digest=train_set.digest,
+        data_options=dict(job.data.options),
+        root=str(job.data.root),
+        split=job.data.eval_split,
+        pretext=job.pretext.name,
+        pretext_options=dict(job.pretext.options),
+        num_pretext=num_pretext,
+        objective=job.objective.name,
+        metrics=dict(metrics),
+        chosen_by=job.registry.metric,
+        run_id=run_id,
+        run_name=job.name,
+        versions=provenance.package_versions() | provenance.code_version(),
+    )
+
+
+def _spent(world: World, began: float) -> dict[str, float]:
+    """Wall time since `began`, and what all workers have used since they started."""
+    times = psutil.Process().cpu_times()
+    own = torch.tensor(
+        [times.user + times.system, loop.memory_bytes(world.device)], dtype=torch.float64, device=world.device
+    )
+    core_s, memory = distributed.all_sum(own).tolist()
+    return {"wall_s": time.time() - began, "cpu_core_s": core_s, "peak_memory_bytes": memory}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import cls_loc, datasets, listing
+from pipelines.errors import DataError
+
+ANNOTATION = """<annotation><folder>val</folder><filename>x</filename>
+<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
+{objects}</annotation>"""
+OBJECT = """<object><name>{name}</name><pose>Unspecified</pose>
+<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
+
+
+def save(path: Path, width: int = 8, height: int = 6, kind: str = "JPEG", shade: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (shade, 20, 30)).save(path, kind)
+
+
+def annotate(path: Path, name: str, boxes: list[tuple[int, int, int, int]], width: int = 8, height: int = 6) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    objects = "".join(OBJECT.format(*box, name=name) for box in boxes)
+    path.write_text(ANNOTATION.format(width=width, height=height, objects=objects))
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    root = tmp_path / "pets"
+    save(root / "train/dog/b.jpg", 10, 20)
+    save(root / "train/dog/deep/a.JPEG", 30, 40)
+    save(root / "train/cat/z.png", 50, 60, "PNG")
+    save(root / "train/bird/1.jpeg", 70, 80)
+    (root / "train/cat/notes.txt").write_text("no image")
+    save(root / "val/dog/v.jpg")
+    return root
+
+
+def test_labels_paths_and_sizes_are_those_of_the_files(pets: Path) -> None:
+    found = datasets.load("folder", pets, "train")
+    assert found.classes == found.class_ids == ("bird", "cat", "dog")
+    paths = [Path(found.describe(sample)).relative_to(pets / "train") for sample in range(len(found))]
+    assert [str(path) for path in paths] == ["bird/1.jpeg", "cat/z.png", "dog/b.jpg", "dog/deep/a.JPEG"]
+    assert [found.classes[label] for label in found.labels] == [path.parts[0] for path in paths]
+    assert list(zip(found.widths, found.heights, strict=True)) == [(70, 80), (50, 60), (10, 20), (30, 40)]
+    assert found.read(1).tobytes() == (pets / "train/cat/z.png").read_bytes()
+    assert not found.has_boxes
+
+
+def test_all_splits_count_the_classes_of_train(pets: Path) -> None:
+    found = datasets.load("folder", pets, "val")
+    assert found.classes == ("bird", "cat", "dog")
+    assert found.labels.tolist() == [2]
+
+
+def test_a_class_that_train_does_not_have_is_an_error(pets: Path) -> None:
+    save(pets / "val/dgo/v.jpg")
+    with pytest.raises(DataError, match=r"val/dgo: no such class in .*train"):
+        datasets.load("folder", pets, "val")
+
+
+def test_an_empty_class_folder_is_named(pets: Path) -> None:
+    (pets / "train/fox").mkdir()
+    (pets / "train/fox/readme.txt").write_text("soon")
+    with pytest.raises(DataError, match=r"train/fox: a class folder without an image \(\.jpg"):
+        datasets.load("folder", pets, "train")
+
+
+def test_missing_data_says_what_is_there_and_what_would_work(pets: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no split 'test'; folders there: train, val.*test/CLASS"):
+        datasets.load("folder", pets, "test")
+    with pytest.raises(DataError, match=r"no such folder; .*CLASS"):
+        datasets.load("folder", tmp_path / "absent", "train")
+    (tmp_path / "bare/train").mkdir(parents=True)
+    with pytest.raises(DataError, match="neither class folders nor images"):
+        datasets.load("folder", tmp_path / "bare", "train")
+
+
+def test_an_unreadable_image_stays_with_size_zero_for_the_loader_to_decide(pets: Path) -> None:
+    (pets / "train/dog/b.jpg").write_bytes(b"\xff\xd8garbage")
+    (pets / "train/cat/empty.jpg").write_bytes(b"")
+    found = datasets.load("folder", pets, "train")
+    sizes = {Path(found.describe(sample)).name: int(found.heights[sample]) for sample in range(len(found))}
+    assert sizes == {"1.jpeg": 80, "empty.jpg": 0, "z.png": 60, "b.jpg": 0, "a.JPEG": 40}
+
+
+def test_a_png_that_is_called_jpeg_is_measured_as_what_it_is(pets: Path) -> None:
+    save(pets / "train/dog/c.JPEG", 5, 7, "PNG")
+    found = datasets.load("folder", pets, "train")
+    assert (int(found.widths[3]), int(found.heights[3])) == (5, 7)
+
+
+def test_a_header_behind_a_long_profile_is_measured(pets: Path) -> None:
+    Image.new("RGB", (9, 7)).save(pets / "train/dog/p.jpg", icc_profile=bytes(100_000))
+    found = datasets.load("folder", pets, "train")
+    assert (int(found.widths[-1]), int(found.heights[-1])) == (9, 7)
+    assert found.describe(len(found) - 1).endswith("p.jpg")
+
+
+def test_the_manifest_is_kept_and_headers_are_read_once(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = datasets.load("folder", pets, "train")
+    monkeypatch.setattr(listing, "read_headers", lambda *_: pytest.fail("read again"))
+    again = datasets.load("folder", pets, "train")
+    assert again.digest == first.digest
+    assert again.path == first.path
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "rename", "rewrite", "touch"])
+def test_any_change_of_the_files_makes_the_manifest_anew(pets: Path, change: str) -> None:
+    before = datasets.load("folder", pets, "train")
+    old = before.heading.fingerprint
+    target = pets / "train/dog/b.jpg"
+    about = target.stat()
+    if change == "add":
+        save(pets / "train/dog/c.jpg")
+    elif change == "remove":
+        target.unlink()
+    elif change == "rename":
+        target.rename(pets / "train/cat/b.jpg")
+    elif change == "rewrite":
+        save(target, 11, 21)
+        os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    else:
+        os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    after = datasets.load("folder", pets, "train")
+    assert after.heading.fingerprint != old
+    assert (after.digest == before.digest) == (change == "touch")
+    if change == "rewrite":
+        assert 21 in after.heights
+
+
+def test_the_digest_depends_on_the_content_and_not_on_the_place_or_time(pets: Path, tmp_path: Path) -> None:
+    shutil.copytree(pets, tmp_path / "copy", ignore=shutil.ignore_patterns(".lorot"))
+    original = datasets.load("folder", pets, "train").digest
+    assert datasets.load("folder", tmp_path / "copy", "train").digest == original
+    # Of one size, height and width: only the bytes differ.
+    content = bytearray((tmp_path / "copy/train/dog/b.jpg").read_bytes())
+    content[200] ^= 1
+    (tmp_path / "copy/train/dog/b.jpg").write_bytes(content)
+    assert datasets.load("folder", tmp_path / "copy", "train").digest != original
+
+
+@pytest.mark.parametrize("base", ["ILSVRC/", ""])
+def test_imagenets_own_layout_gives_labels_names_and_boxes(base: str, tmp_path: Path) -> None:
+    data, notes = tmp_path / f"{base}Data/CLS-LOC", tmp_path / f"{base}Annotations/CLS-LOC"
+    save(data / "train/n02012849/n02012849_1.JPEG")
+    save(data / "train/n03126707/n03126707_1.JPEG")
+    save(data / "train/n03126707/n03126707_2.JPEG")
+    annotate(notes / "train/n03126707/n03126707_1.xml", "n03126707", [(1, 2, 5, 6), (0, 0, 3, 3)])
+    save(data / "val/ILSVRC2012_val_00000001.JPEG")
+    save(data / "val/ILSVRC2012_val_00000002.JPEG", 16, 12)
+    annotate(notes / "val/ILSVRC2012_val_00000001.xml", "n03126707", [(0, 0, 8, 6)])
+    annotate(notes / "val/ILSVRC2012_val_00000002.xml", "n02012849", [(1, 2, 3, 4)])
+    mapping = "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane, derrick\n"
+    (tmp_path / "LOC_synset_mapping.txt").write_text(mapping)
+
+    train = datasets.load("folder", tmp_path, "train")
+    assert train.class_ids == ("n02012849", "n03126707")
+    assert train.classes == ("crane (n02012849)", "crane (n03126707)")
+    assert train.labels.tolist() == [0, 1, 1]
+    assert [train.boxes(sample).tolist() for sample in range(3)] == [[], [[1, 2, 5, 6], [0, 0, 3, 3]], []]
+    val = datasets.load("folder", tmp_path, "val")
+    assert val.labels.tolist() == [1, 0]
+    # The second image is twice the size of the one that was annotated.
+    assert [val.boxes(sample).tolist() for sample in range(2)] == [[[0, 0, 8, 6]], [[2, 4, 6, 8]]]
+
+
+def test_boxes_are_found_for_validation_images_sorted_into_class_folders(tmp_path: Path) -> None:
+    save(tmp_path / "train/n1/n1_1.JPEG")
+    save(tmp_path / "val/n1/ILSVRC2012_val_00000001.JPEG")
+    annotate(tmp_path / "Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml", "n1", [(1, 1, 4, 4)])
+    assert datasets.load("folder", tmp_path, "val").boxes(0).tolist() == [[1, 1, 4, 4]]
+    annotate(tmp_path / "elsewhere/ILSVRC2012_val_00000001.xml", "n1", [(2, 2, 4, 4)])
+    assert datasets.load("folder", tmp_path, "val", annotations="elsewhere").boxes(0).tolist() == [[2, 2, 4, 4]]
+    with pytest.raises(DataError, match="no such folder of annotations"):
+        datasets.load("folder", tmp_path, "val", annotations="nowhere")
+
+
+def test_annotations_of_equal_names_in_different_classes_stay_apart(tmp_path: Path) -> None:
+    for name, corner in (("a", 1), ("b", 2)):
+        save(tmp_path / f"train/{name}/001.jpg")
+        annotate(tmp_path / f"Annotations/CLS-LOC/train/{name}/001.xml", name, [(corner, 0, 5, 5)])
+    found = datasets.load("folder", tmp_path, "train")
+    assert [found.boxes(sample)[0, 0] for sample in range(2)] == [1, 2]
+
+
+def test_a_flat_folder_without_annotations_says_what_would_work(tmp_path: Path) -> None:
+    save(tmp_path / "val/x.jpg")
+    with pytest.raises(DataError, match=r"x\.jpg: lies in no class folder.*sort"):
+        datasets.load("folder", tmp_path, "val")
+
+
+def test_an_annotation_with_entities_is_refused_unexpanded() -> None:
+    bomb = b'<!DOCTYPE a [<!ENTITY x "n1"><!ENTITY y SYSTEM "file:///etc/passwd">]><a><object><name>&x;</name></object></a>'
+    with pytest.raises(ValueError, match="document type"):
+        cls_loc.parse(bomb)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"<a><b></a>", "no XML"),
+        (b"<a><object><bndbox><xmin>1</xmin></bndbox></object></a>", "lacks its ymin"),
+        (b"<a><object><bndbox><xmin>one</xmin></bndbox></object></a>", "one"),
+        (b"<a>" + b" " * (1 << 20) + b"</a>", "bytes"),
+    ],
+)
+def test_a_bad_annotation_is_an_error_that_names_the_file(content: bytes, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_bytes(content)
+    with pytest.raises(DataError, match=rf"x\.xml.*{complaint}"):
+        cls_loc.read(tmp_path / "x.xml")
+
+
+def test_boxes_are_clipped_to_the_image_and_empty_ones_left_out() -> None:
+    note = cls_loc.Annotation(("a",) * 3, np.array([[-2, 1, 20, 5], [3, 3, 3, 4], [9, 0, 12, 6]], np.float32), 6, 8)
+    assert cls_loc.fit(note, 6, 8).tolist() == [[0, 1, 8, 5]]
+
+
+def test_links_are_followed_once_and_hidden_files_left_out(pets: Path) -> None:
+    (pets / "train/dog/loop").symlink_to(pets / "train/dog")
+    save(pets / "train/dog/.hidden.jpg")
+    save(pets / "elsewhere/e.jpg")
+    (pets / "train/fox").symlink_to(pets / "elsewhere")
+    found = datasets.load("folder", pets, "train")
+    names = sorted(Path(found.describe(sample)).name for sample in range(len(found)))
+    assert names == ["1.jpeg", "a.JPEG", "b.jpg", "e.jpg", "z.png"]
+
+
+def test_any_text_may_be_a_name_but_bytes_that_are_no_text_are_refused(pets: Path) -> None:
+    save(pets / "train/dog/ä 犬.jpg")
+    found = datasets.load("folder", pets, "train")
+    assert any(found.describe(sample).endswith("ä 犬.jpg") for sample in range(len(found)))
+    shutil.copy(pets / "train/dog/b.jpg", os.fsencode(pets) + b"/train/dog/\xff.jpg")
+    with pytest.raises(DataError, match="not UTF-8; rename"):
+        datasets.load("folder", pets, "train")
+
+
+def test_unknown_data_sets_and_options_are_errors_with_the_nearest_name(pets: Path) -> None:
+    with pytest.raises(DataError, match=r"did you mean 'folder'.*cifar10"):
+        datasets.load("foldr", pets, "train")
+    with pytest.raises(DataError, match=r"no option 'anotations'; did you mean 'annotations'"):
+        datasets.load("folder", pets, "train", anotations="x")
+
+
+def test_every_data_set_offers_load_and_says_where_its_files_come_from() -> None:
+    assert set(datasets.available()) == {"cifar10", "cifar100", "demo", "fashion_mnist", "folder"}
+    for name in datasets.available():
+        assert isinstance(datasets.options(name), dict)

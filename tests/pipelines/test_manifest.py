@@ -1,0 +1,212 @@
+import copy
+import dataclasses
+import io
+import threading
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines import cache, manifest, masks
+from pipelines.errors import DataError
+from pipelines.manifest import Heading, Manifest, Rows
+
+HEADING = Heading("some", "train", ("cat", "dog"), ("n1", "n2"), "d" * 64, "f" * 64)
+
+
+def rows(paths: list[str]) -> Rows:
+    count = len(paths)
+    return Rows(np.arange(count) % 2, np.full(count, 3), np.full(count, 4), paths)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Manifest:
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode() * 5)
+    boxes = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], np.float32)
+    own = dataclasses.replace(
+        rows(["a", "b", "c"]), box_counts=np.array([0, 2, 1]), boxes=boxes, mask_paths=["", "m.png", ""]
+    )
+    manifest.write(tmp_path / "m.arrow", HEADING, own)
+    return Manifest.open(tmp_path / "m.arrow", tmp_path)
+
+
+def test_what_is_written_is_read_back(three: Manifest, tmp_path: Path) -> None:
+    assert (three.name, three.split, three.classes, three.class_ids) == ("some", "train", ("cat", "dog"), ("n1", "n2"))
+    assert (three.digest, three.encoded, three.has_boxes, len(three)) == ("d" * 64, True, True, 3)
+    assert three.labels.tolist() == [0, 1, 0]
+    assert three.heights.tolist() == [3] * 3
+    assert three.widths.tolist() == [4] * 3
+    assert three.read(1).tobytes() == b"bbbbb"
+    assert three.describe(2) == str(tmp_path / "c")
+    assert [three.boxes(sample).tolist() for sample in range(3)] == [[], [[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 11]]]
+    assert three.boxes(0).shape == (0, 4)
+
+
+def test_columns_are_views_of_the_file_and_cannot_be_changed(three: Manifest) -> None:
+    for column in (three.labels, three.heights, three.widths, three.boxes(1)):
+        assert not column.flags.owndata
+        assert not column.flags.writeable
+        assert column.dtype in (np.int64, np.float32)
+
+
+def test_another_process_gets_the_path_not_the_rows(tmp_path: Path) -> None:
+    manifest.write(tmp_path / "m.arrow", HEADING, rows([f"file{index}" for index in range(10_000)]))
+    opened = Manifest.open(tmp_path / "m.arrow", tmp_path)
+    assert len(ForkingPickler.dumps(opened)) < 1000
+    assert copy.deepcopy(opened).describe(9_999) == opened.describe(9_999)
+
+
+def test_array_rows_come_as_three_channels_with_masks_by_threshold(tmp_path: Path) -> None:
+    grey = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    np.save(tmp_path / "grey.npy", grey)
+    heading = dataclasses.replace(HEADING, array="grey.npy", mask_threshold=13)
+    manifest.write(tmp_path / "m.arrow", heading, Rows(np.array([0, 1]), np.full(2, 3), np.full(2, 4)))
+    opened = Manifest.open(tmp_path / "m.arrow", tmp_path)
+    assert not opened.encoded
+    assert opened.read(1).shape == (3, 4, 3)
+    assert all((opened.read(1)[:, :, channel] == grey[1]).all() for channel in range(3))
+    mask = opened.mask(1)
+    assert mask is not None
+    assert mask.tolist() == (grey[1] > 13).tolist()
+    assert "row 1" in opened.describe(1)
+    np.save(tmp_path / "grey.npy", grey[:1])
+    with pytest.raises(DataError, match="2 samples"):
+        Manifest.open(tmp_path / "m.arrow", tmp_path)
+
+
+def test_masks_are_read_from_their_files_and_may_be_missing(three: Manifest, tmp_path: Path) -> None:
+    truth = np.eye(7, dtype=bool)
+    (tmp_path / "m.png").write_bytes(masks.encode(truth))
+    assert three.mask(0) is None
+    found = three.mask(1)
+    assert found is not None
+    assert (found == truth).all()
+    (tmp_path / "m.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"m\.png"):
+        three.mask(1)
+
+
+@pytest.mark.parametrize("path", ["../secret", "a/../../secret", "/etc/hostname"])
+def test_a_path_that_leaves_the_root_is_refused(path: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    manifest.write(root / "m.arrow", HEADING, rows([path]))
+    with pytest.raises(DataError, match="leaves the data folder"):
+        Manifest.open(root / "m.arrow", root).read(0)
+
+
+def test_a_missing_file_is_named(three: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "b").unlink()
+    with pytest.raises(DataError, match=str(tmp_path / "b")):
+        three.read(1)
+
+
+def test_damaged_manifests_are_errors_that_name_the_file(three: Manifest, tmp_path: Path) -> None:
+    whole = (tmp_path / "m.arrow").read_bytes()
+    (tmp_path / "other.arrow").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"other\.arrow.*delete it"):
+        Manifest.open(tmp_path / "other.arrow", tmp_path)
+    (tmp_path / "other.arrow").write_bytes(whole.replace(b'"format": 1', b'"format": 9'))
+    with pytest.raises(DataError, match=r"other\.arrow.*another version"):
+        Manifest.open(tmp_path / "other.arrow", tmp_path)
+    with pytest.raises(DataError, match="no such manifest"):
+        Manifest.open(tmp_path / "absent.arrow", tmp_path)
+
+
+def test_columns_of_different_lengths_and_labels_without_a_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one length"):
+        manifest.write(tmp_path / "m", HEADING, dataclasses.replace(rows(["a", "b"]), heights=np.array([1])))
+    with pytest.raises(ValueError, match="2 classes"):
+        manifest.write(tmp_path / "m", HEADING, dataclasses.replace(rows(["a", "b"]), labels=np.array([0, 2])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_that_need_a_manifest_at_once_build_it_once(tmp_path: Path) -> None:
+    built = []
+
+    def build(_: Path) -> tuple[Heading, Rows]:
+        built.append(1)
+        return HEADING, rows(["a"])
+
+    def need() -> None:
+        manifest.cached(tmp_path, "some", "train", "key", HEADING.fingerprint, build)
+
+    threads = [threading.Thread(target=need) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+
+
+def test_another_fingerprint_or_a_damaged_file_builds_again(tmp_path: Path) -> None:
+    def get(fingerprint: str) -> tuple[Path, bool]:
+        built = []
+
+        def build(_: Path) -> tuple[Heading, Rows]:
+            built.append(1)
+            return dataclasses.replace(HEADING, fingerprint=fingerprint), rows(["a"])
+
+        path = manifest.cached(tmp_path, "some", "train", "key", fingerprint, build).path
+        return path, bool(built)
+
+    path, fresh = get("one")
+    assert fresh
+    assert get("one") == (path, False)
+    assert get("two") == (path, True)
+    assert get("two") == (path, False)
+    path.write_bytes(b"damaged")
+    assert get("two") == (path, True)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError), cache.replacing(tmp_path / "file") as partial:  # noqa: PT012
+        partial.write_text("half")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_data_folder_that_cannot_be_written_gets_a_cache_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        # A file in its place: the superuser, who runs many tests, may write to read-only folders.
+        (tmp_path / name / ".lorot").write_text("")
+    one, two = (cache.folder(tmp_path / name) for name in ("one", "two"))
+    assert one.parent == two.parent == tmp_path / "user" / "lorot"
+    assert one != two
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_encoded_masks_are_pngs_that_pillow_reads(height: int, width: int, seed: int) -> None:
+    truth = np.random.default_rng(seed).random((height, width)) < 0.5
+    content = masks.encode(truth)
+    with Image.open(io.BytesIO(content)) as image:
+        image.verify()
+    with Image.open(io.BytesIO(content)) as image:
+        assert (np.asarray(image) == truth).all()
+    assert (masks.decode(content) == truth).all()
+
+
+def test_a_mask_larger_than_one_stored_block_is_whole() -> None:
+    truth = np.random.default_rng(0).random((1200, 900)) < 0.5
+    assert (masks.decode(masks.encode(truth)) == truth).all()
+
+
+def test_enclosing_boxes_are_half_open() -> None:
+    some = np.zeros((3, 5, 6), bool)
+    some[0, 2, 3] = True
+    some[1, 1:4, 0:6] = True
+    boxes, found = masks.enclosing_boxes(some)
+    assert boxes[:2].tolist() == [[3, 2, 4, 3], [0, 1, 6, 4]]
+    assert found.tolist() == [True, True, False]

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import v2
+
+from pipelines import pretext
+from pipelines.errors import LorotError
+from pipelines.plan import View, eval_plan, take, train_plan
+
+TASK = pretext.load("none")
+
+
+def plan_of(view, count=2000, height=96, width=96, seed=0, epoch=0):
+    ids = np.arange(count)
+    sizes = np.full(count, height), np.full(count, width)
+    return train_plan(view, TASK, seed, np.full(count, epoch), ids, *sizes)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (120, 80), (50, 300)])
+def test_random_windows_are_distributed_as_torchvisions(height, width):
+    torch.manual_seed(0)
+    crop = v2.RandomResizedCrop(64, scale=(0.2, 1.0))
+    drawn = [crop.make_params([torch.zeros(3, height, width)]) for _ in range(2000)]
+    expected = np.array([[d["top"], d["left"], d["height"], d["width"]] for d in drawn])
+    windows = plan_of(View(size=64, scale=(0.2, 1.0)), height=height, width=width).windows
+    for ours, theirs in zip(windows.T, expected.T, strict=True):
+        assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    areas = [(w[:, 2] * w[:, 3]) for w in (windows, expected)]
+    assert stats.ks_2samp(*areas).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "whole"])
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (1, 1), (3, 500), (500, 3)])
+def test_windows_are_inside_the_image_and_not_empty(crop, height, width):
+    y, x, tall, wide = plan_of(View(size=64, crop=crop), height=height, width=width).windows.T
+    assert (y >= 0).all()
+    assert (x >= 0).all()
+    assert (tall >= 1).all()
+    assert (wide >= 1).all()
+    assert (y + tall <= height).all()
+    assert (x + wide <= width).all()
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(10, 400, [0, 193, 10, 13]), (400, 10, [193, 0, 13, 10])])
+def test_an_image_too_narrow_for_any_try_gives_its_centre(height, width, window):
+    windows = plan_of(View(size=64, scale=(0.9, 1.0)), count=20, height=height, width=width).windows
+    assert (windows == window).all()
+
+
+def test_a_padded_window_reaches_every_offset_equally_often():
+    windows = plan_of(View(size=32, crop="pad", padding=4), count=20_000, height=32, width=32).windows
+    assert (windows[:, 2:] == 32).all()
+    for offsets in windows[:, :2].T:
+        assert stats.chisquare(np.bincount(offsets + 4, minlength=9)).pvalue > 1e-3
+        assert len(np.bincount(offsets + 4)) == 9
+
+
+def test_half_of_the_images_are_mirrored_or_none():
+    assert 0.46 < plan_of(View(size=64)).flips.mean() < 0.54
+    assert not plan_of(View(size=64, flip=False)).flips.any()
+
+
+def test_another_epoch_and_another_seed_are_other_windows():
+    first, epoch, seed = plan_of(View(size=64)), plan_of(View(size=64), epoch=1), plan_of(View(size=64), seed=1)
+    for other in (epoch, seed):
+        assert (first.windows == other.windows).all(axis=1).mean() < 0.01
+        assert 0.4 < (first.flips == other.flips).mean() < 0.6
+
+
+def test_a_samples_plan_does_not_depend_on_its_batch():
+    view, task = View(size=64), pretext.load("lorot_i")
+    generator = np.random.default_rng(0)
+    ids, epochs = generator.integers(0, 1000, 30), generator.integers(0, 5, 30)
+    heights, widths = generator.integers(20, 200, (2, 30))
+    together = train_plan(view, task, 1, epochs, ids, heights, widths)
+    for row in range(30):
+        one = slice(row, row + 1)
+        alone = train_plan(view, task, 1, epochs[one], ids[one], heights[one], widths[one])
+        for name, value in vars(take(together, row)).items():
+            np.testing.assert_array_equal(value, getattr(alone, name))
+
+
+def test_evaluation_takes_the_centre_square_as_torchvision_cuts_it():
+    height, width = 100, 141
+    numbers = torch.arange(height * width).reshape(1, height, width)
+    centre = v2.CenterCrop(80)(numbers)
+    (window,) = eval_plan(
+        View(size=64, eval_crop=0.8), np.array([0]), np.array([height]), np.array([width]), np.array([True])
+    ).windows
+    y, x, tall, wide = window
+    assert torch.equal(numbers[:, y : y + tall, x : x + wide], centre)
+
+
+@pytest.mark.parametrize("crop", ["whole", "pad"])
+def test_evaluation_takes_the_whole_image_where_training_does(crop):
+    plan = eval_plan(View(size=64, crop=crop), np.arange(2), np.array([30, 50]), np.array([40, 60]), np.ones(2, bool))
+    assert plan.windows.tolist() == [[0, 0, 30, 40], [0, 0, 50, 60]]
+
+
+def test_evaluation_neither_mirrors_nor_turns():
+    plan = eval_plan(View(size=64), np.arange(9), np.full(9, 80), np.full(9, 80), np.ones(9, bool))
+    assert not plan.flips.any()
+    assert not plan.turns.any()
+    assert (plan.boxes == [0, 0, 64]).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [({"crop": "middle"}, "whole"), ({"scale": (0, 1)}, "0 < from"), ({"ratio": (2, 1)}, "from <= to")],
+)
+def test_a_wrong_view_says_what_would_work(wrong, hint):
+    with pytest.raises(LorotError, match=hint):
+        View(size=64, **wrong)

@@ -1,0 +1,96 @@
+import io
+
+import numpy as np
+import pytest
+from conftest import draw
+from PIL import Image
+
+from pipelines.soundness import UnsoundError, check
+
+FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM"]
+
+
+def encoded(form, height=40, width=50, **options):
+    file = io.BytesIO()
+    draw(0, height, width).save(file, form, **options)
+    return file.getvalue()
+
+
+def judge(data, height=40, width=50):
+    check(np.frombuffer(data, np.uint8), height, width)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_whole_image_is_sound(form):
+    judge(encoded(form))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.3, 0.7, 0.99])
+def test_a_truncated_image_is_not(form, share):
+    data = encoded(form)
+    with pytest.raises(UnsoundError):
+        judge(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"quality": 5}, {"subsampling": 0}, {"comment": b"\xff\xd9"}]
+)
+def test_a_jpeg_cut_anywhere_is_found_out(options):
+    data = encoded("JPEG", **options)
+    judge(data)
+    for length in [*range(0, len(data) - 1, 7), len(data) - 1]:
+        with pytest.raises(UnsoundError):
+            judge(data[:length])
+
+
+def test_the_end_of_a_thumbnail_is_not_taken_for_the_images():
+    thumbnail, data = encoded("JPEG", 8, 8), encoded("JPEG")
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    whole = data[:2] + segment + data[2:]
+    judge(whole)
+    with pytest.raises(UnsoundError, match="truncated"):
+        judge(whole[:-20])
+
+
+def test_what_follows_the_end_of_a_jpeg_does_not_matter():
+    judge(encoded("JPEG") + bytes(1000))
+
+
+def test_a_file_whose_end_is_zeros_is_found_out():
+    data = encoded("JPEG")
+    with pytest.raises(UnsoundError, match="truncated"):
+        judge(data[:-100] + bytes(100))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "no image of a known format"),
+        (b"\xff\xd8\xff\xd9", "no scan"),
+        (b"\xff\xd8\x00\x00\x00\x00", "no marker at byte 2"),
+    ],
+)
+def test_what_is_no_image_at_all_is_named(data, reason):
+    with pytest.raises(UnsoundError, match=reason):
+        judge(data)
+
+
+def test_a_format_that_dali_cannot_decode_is_named():
+    with pytest.raises(UnsoundError, match="GIF images are not supported"):
+        judge(encoded("GIF"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_another_size_than_was_indexed_is_found_out(form):
+    with pytest.raises(UnsoundError, match="50 x 40 pixels, but was 40 x 50"):
+        judge(encoded(form), 50, 40)
+
+
+def test_the_check_agrees_with_a_decoder_that_is_strict():
+    data = encoded("JPEG")
+    with pytest.raises(OSError, match="truncated"), Image.open(io.BytesIO(data[:-200])) as image:
+        image.load()
+    with pytest.raises(UnsoundError):
+        judge(data[:-200])

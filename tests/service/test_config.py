@@ -1,0 +1,219 @@
+"""The configuration: what is accepted, what is refused, and what people are told."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import config
+from service.config import JobConfig
+from service.errors import ConfigError
+
+
+def refusal(values: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.resolve(values)
+    return str(caught.value)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_resolved_configuration_reads_back_equal_from_its_own_yaml(tmp_path: Path) -> None:
+    values = {
+        "duration": "7.5 epochs",
+        "ema": {"decay": 0.99},
+        "data": {"scale": [0.2, 0.9], "root": "somewhere/else", "options": {"size": 80}},
+        "pretext": {"name": "lorot_e", "options": {"grid": 4}},
+        "objective": {"name": "multi_task"},
+        "schedule": {"name": "step", "milestones": ["30 epochs", "60 %"]},
+        "checkpoint": {"every": None, "every_minutes": 1e-5},
+        "deepspeed": {"comms_logger": {"enabled": True}},
+    }
+    first = config.resolve(values)
+    again = config.load(write(tmp_path / "dumped.yaml", config.dump(first)))
+    assert again == first
+    assert str(again.schedule.milestones[1]) == "60 %"
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        JobConfig().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"optimiser": {}}, "optimiser: unknown key; did you mean 'optimizer'?"),
+        ({"data": {"siez": 64}}, "data.siez: unknown key; did you mean 'data.size'?"),
+        ({"ema": {"decai": 0.9}}, "ema.decai: unknown key; did you mean 'ema.decay'?"),
+        ({"lr": 0.1}, "lr: unknown key; did you mean 'optimizer.lr'?"),
+        (
+            {"objective": {"weight_decay": 1}},
+            "objective.weight_decay: unknown key; did you mean 'optimizer.weight_decay'?",
+        ),
+        ({1: 2}, "1: "),
+        ({"ema": {"zzz": 1}}, "ema.zzz: unknown key; known here: decay, every"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(values: dict, hint: str) -> None:
+    assert hint in refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"seed": "many"}, ["seed", "integer", "'many'"]),
+        ({"seed": 1.5}, ["seed", "integer"]),
+        ({"global_batch": 0}, ["global_batch", "greater than or equal to 1"]),
+        ({"data": 5}, ["data", "dictionary", "5"]),
+        ({"data": {"crop": "center"}}, ["data.crop", "random_resized", "pad", "whole"]),
+        ({"data": {"scale": [0.5, 0.1]}}, ["data.scale", "the smaller one first"]),
+        ({"data": {"scale": [0.5, 1.5]}}, ["data.scale", "more than the whole image"]),
+        ({"data": {"std": [0.2, 0.0, 0.2]}}, ["data.std.1", "greater than 0"]),
+        ({"optimizer": {"lr": float("inf")}}, ["optimizer.lr", "finite"]),
+        ({"optimizer": {"lr": float("nan")}}, ["optimizer.lr", "finite"]),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, ["optimizer.betas.1", "less than 1"]),
+        ({"duration": "long"}, ["duration", "'long'", "90 epochs"]),
+        ({"duration": "0 epochs"}, ["duration", "no time at all"]),
+        ({"duration": "10 %"}, ["duration", "share of itself"]),
+        ({"evaluate_every": "0 steps"}, ["evaluate_every", "no time at all"]),
+        ({"name": "../elsewhere"}, ["name", "pattern"]),
+        ({"data": {"name": "dmeo"}}, ["data.name", "'dmeo' is none of", "did you mean 'demo'?"]),
+        ({"data": {"options": {"train_cuont": 3}}}, ["data.options.train_cuont", "did you mean 'train_count'?"]),
+        ({"pretext": {"name": "lorot_x"}, "objective": {"name": "multi_task"}}, ["pretext.name", "lorot_e", "lorot_i"]),
+        ({"pretext": {"name": "lorot_e"}}, ["objective.name", "multi_task"]),
+        ({"objective": {"name": "multi_task"}}, ["pretext.name", "rotation"]),
+        (
+            {"pretext": {"name": "lorot_e", "options": {"gird": 3}}, "objective": {"name": "multi_task"}},
+            ["pretext", "gird", "grid"],
+        ),
+        (
+            {"pretext": {"name": "lorot_e", "options": {"grid": 3}}, "objective": {"name": "multi_task"}},
+            ["pretext", "224", "3"],
+        ),
+        ({"global_batch": 100, "micro_batch": 64}, ["micro_batch", "64", "100", "50 would"]),
+        ({"global_batch": 16, "micro_batch": 64}, ["micro_batch", "16 would"]),
+        ({"schedule": {"name": "step"}}, ["schedule.milestones"]),
+        ({"zero_stage": 3, "ema": {}}, ["ema", "zero_stage 0, 1 or 2"]),
+        ({"device": "cpu", "sync_batchnorm": True}, ["sync_batchnorm", "GPU"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_what_would_work(values: dict, parts: list[str]) -> None:
+    message = refusal(values)
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    message = refusal({"seed": -1, "optimiser": {}, "data": {"size": "big"}})
+    assert len(message.splitlines()) == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*JobConfig.model_fields, "decay", "options", "name", "size", "every"])
+                | st.text(max_size=3),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=8,
+    )
+)
+def test_whatever_yaml_holds_it_is_a_configuration_or_a_configuration_error(values: object) -> None:
+    with contextlib.suppress(ConfigError):
+        config.resolve(values if isinstance(values, dict) else {"data": values})
+
+
+def test_overrides_are_typed_as_yaml_and_reach_any_depth(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "seed: 1\n")
+    overrides = [
+        "seed=7",
+        "optimizer.lr=1e-3",
+        "data.options.train_count=40",
+        "data.flip=false",
+        "ema.decay=0.5",
+        "name=x=y",
+    ]
+    loaded = config.load(path, overrides[:-1])
+    assert (loaded.seed, loaded.optimizer.lr, loaded.data.flip) == (7, 0.001, False)
+    assert loaded.data.options == {"train_count": 40}
+    assert loaded.ema is not None
+    assert loaded.ema.decay == 0.5
+    with pytest.raises(ConfigError, match="'x=y'"):
+        config.load(path, overrides)
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "seed.deeper=3"])
+def test_an_override_that_fits_nothing_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="override"):
+        config.load(write(tmp_path / "a.yaml", "seed: 1\n"), [override])
+
+
+def test_a_file_extends_another_block_by_block(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    write(tmp_path / "base" / "root.yaml", "seed: 1\ndata: {size: 32, flip: false}\n")
+    write(tmp_path / "middle.yaml", "extends: base/root.yaml\nseed: 2\n")
+    loaded = config.load(write(tmp_path / "leaf.yaml", "extends: middle.yaml\ndata: {size: 48}\n"))
+    assert (loaded.seed, loaded.data.size, loaded.data.flip) == (2, 48, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("- a\n- b\n", "list"),
+        ("just words", "str"),
+        ("a: [1", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", "'seed' is given twice"),
+        ("data: {size: 32, size: 64}\n", "'size' is given twice"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("extends: nowhere.yaml\n", "nowhere.yaml"),
+        ("extends: bad.yaml\n", "circle"),
+        ("? [1, 2]\n: 3\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        config.load(write(tmp_path / "bad.yaml", text))
+
+
+def test_a_missing_or_binary_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml.*No such file"):
+        config.load(tmp_path / "absent.yaml")
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0\x00")
+    with pytest.raises(ConfigError, match=r"picture\.yaml.*not valid YAML"):
+        config.load(tmp_path / "picture.yaml")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 24))
+def test_the_workers_share_the_batch_evenly_or_are_told_who_could(micro: int, count: int, world_size: int) -> None:
+    job = config.resolve({"global_batch": micro * count, "micro_batch": micro})
+    if count % world_size == 0:
+        assert config.accumulation_steps(job, world_size) * micro * world_size == micro * count
+    else:
+        with pytest.raises(ConfigError) as caught:
+            config.accumulation_steps(job, world_size)
+        could = [int(n) for n in str(caught.value).rpartition(": ")[2].split(", ")]
+        assert could == [n for n in range(1, count + 1) if count % n == 0]
+
+
+def test_the_run_folder_and_the_models_name_follow_from_the_configuration() -> None:
+    job = config.resolve({"name": "first", "output": "out", "data": {"name": "demo"}})
+    assert (job.folder, job.model_name) == (Path("out/first"), "lorot-demo")
+    assert config.resolve({"registry": {"name": ""}}).model_name == ""
+    assert config.resolve({"registry": {"name": "mine"}}).model_name == "mine"
+
+
+def test_the_dump_is_plain_yaml() -> None:
+    assert yaml.safe_load(config.dump(JobConfig()))["schedule"]["warmup"] == "5 %"

@@ -1,0 +1,273 @@
+"""Starting a job on this machine: real torchrun, with small stand-ins for the worker."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from service import config, machine
+from service.errors import ConfigError, JobError, LorotError, TrackingError
+from service.jobs import local
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+name: job
+workers: 2
+global_batch: 8
+micro_batch: 4
+data: {name: demo, root: drawn, size: 32, options: {train_count: 12, val_count: 10, size: 48}}
+tracking: {uri: "sqlite:///unused.db"}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a configuration in it, the working folder; the tracking database is taken to be there."""
+    (tmp_path / "job.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local.tracking, "ensure_ready", lambda uri: None)
+    return tmp_path
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
+    """Let workers run `program` (with `rank` known) instead of training."""
+    (folder / "stand_in.py").write_text("import os, sys\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(program))
+    monkeypatch.setattr(local, "WORKER", "stand_in")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_every_worker_gets_the_configuration_and_its_share_of_the_cores(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    stand_in(
+        monkeypatch,
+        here,
+        """
+        import json, pathlib
+        wanted = ("WORLD_SIZE", "OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "MASTER_ADDR")
+        told = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in wanted}}
+        pathlib.Path(f"rank{rank}.json").write_text(json.dumps(told))
+        """,
+    )
+    job = local.run("job.yaml", ["seed=7"], resume=True)
+    assert job.seed == 7
+    for rank in range(2):
+        assert json.loads((here / f"rank{rank}.json").read_text()) == {
+            "arguments": ["job.yaml", "seed=7", "--resume"],
+            "WORLD_SIZE": "2",
+            "OMP_NUM_THREADS": str(max(1, machine.cores() // 2)),
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+        }
+
+
+def test_what_a_worker_reports_becomes_the_commands_message_and_exit_code(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(
+        monkeypatch,
+        here,
+        """
+        import json, pathlib
+        told = {"type": "NonFiniteLossError", "message": "step 12: the loss is nan", "exit_code": 4}
+        pathlib.Path("runs/job/error.json").write_text(json.dumps(told))
+        sys.exit(4)
+        """,
+    )
+    with pytest.raises(JobError, match="step 12: the loss is nan") as caught:
+        local.run("job.yaml")
+    assert caught.value.exit_code == 4
+
+
+def test_a_worker_that_is_killed_is_named_with_the_signal_and_the_likely_cause(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(
+        monkeypatch,
+        here,
+        """
+        import json, pathlib, signal, time
+        if rank == 1:
+            print("allocating the last page", file=sys.stderr, flush=True)
+            pathlib.Path("dying").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not pathlib.Path("dying").exists():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        told = {"type": "DistError", "message": "connection closed by peer", "exit_code": 1}
+        pathlib.Path("runs/job/error.json").write_text(json.dumps(told))
+        sys.exit(1)
+        """,
+    )
+    with pytest.raises(JobError) as caught:
+        local.run("job.yaml")
+    message = str(caught.value)
+    assert message.startswith("worker 1 was ended by SIGKILL (signal 9): most likely memory ran out")
+    assert "allocating the last page" in message
+    assert "connection closed" not in message
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_reaches_the_workers_and_is_awaited(here: Path, number: signal.Signals, exit_code: int) -> None:
+    (here / "stand_in.py").write_text(
+        textwrap.dedent("""
+        import os, pathlib, signal, time
+        rank = os.environ["RANK"]
+        def stop(number, frame):
+            time.sleep(0.3)
+            pathlib.Path(f"stopped{rank}").write_text(str(number))
+            raise SystemExit(1)
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        pathlib.Path(f"started{rank}").touch()
+        time.sleep(120)
+        """)
+    )
+    program = textwrap.dedent("""
+        from service.jobs import local
+        local.WORKER = "stand_in"
+        local.tracking.ensure_ready = lambda uri: None
+        try:
+            local.run("job.yaml")
+        except local.JobError as error:
+            print(error)
+            raise SystemExit(error.exit_code)
+        """)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
+    launcher = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: all((here / f"started{rank}").exists() for rank in range(2)), launcher)
+        launcher.send_signal(number)
+        said, _ = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == exit_code
+    assert f"stopped by {number.name}" in said
+    assert [(here / f"stopped{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 100) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the launcher ended early"
+        assert time.monotonic() < deadline, "the workers did not start"
+        time.sleep(0.05)
+
+
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> tuple[int, int]:
+        raise AssertionError("workers were started")
+
+    monkeypatch.setattr(local, "_supervise", refuse)
+
+
+def test_a_port_in_use_is_told_before_anything_starts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_starts(monkeypatch)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is in use"):
+            local.run("job.yaml", port=port)
+    assert machine.port_is_free(port)
+
+
+def test_what_is_wrong_with_batch_data_or_tracking_is_told_before_anything_starts(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing_starts(monkeypatch)
+    with pytest.raises(ConfigError, match="which 3 workers cannot share evenly"):
+        local.run("job.yaml", workers=3)
+    with pytest.raises(LorotError, match="absent") as caught:
+        local.run("job.yaml", ["data={name: folder, root: absent}"])
+    assert caught.value.exit_code == 3
+
+    def silent(uri: str) -> None:
+        raise TrackingError("nobody answers")
+
+    monkeypatch.setattr(local.tracking, "ensure_ready", silent)
+    with pytest.raises(TrackingError, match="nobody answers"):
+        local.run("job.yaml")
+
+
+def test_two_jobs_never_share_a_run_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_another(*_: object) -> tuple[int, int]:
+        with pytest.raises(ConfigError, match="another job runs there"):
+            local.run("job.yaml")
+        return 0, 0
+
+    monkeypatch.setattr(local, "_supervise", start_another)
+    local.run("job.yaml")
+
+
+def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "runs/job").mkdir(parents=True)
+    (here / "runs/job/error.json").write_text('{"type": "X", "message": "old news", "exit_code": 4}')
+    monkeypatch.setattr(local, "_supervise", lambda *_: (1, 0))
+    with pytest.raises(JobError, match="no worker said why") as caught:
+        local.run("job.yaml")
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "configured", "device", "gpus", "workers"),
+    [
+        (None, 0, "auto", 0, 1),
+        (None, 0, "auto", 4, 4),
+        (None, 0, "cpu", 4, 1),
+        (None, 2, "auto", 4, 2),
+        (3, 2, "auto", 4, 3),
+    ],
+)
+def test_there_are_as_many_workers_as_asked_for_or_gpus_or_one(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, configured: int, device: str, gpus: int, workers: int
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: gpus)
+    job = config.resolve({"workers": configured, "device": device, "data": {"name": "demo"}})
+    assert local.num_workers(job, asked) == workers
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [("", 0), ("0", 1), ("0,1,3", 3), ("-1", 0), ("0,-1,2", 1), ("GPU-ab12, GPU-cd34", 2)]
+)
+def test_gpus_are_counted_as_cuda_counts_the_visible_ones(
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == count
+
+
+def test_a_worker_that_torchrun_had_to_kill_is_not_taken_for_the_cause() -> None:
+    log = """W Unable to shutdown process 41 via SIGTERM, forcefully exiting via SIGKILL
+Failures:
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -9 (pid: 41)  (SIGKILL)
+[2]:
+  rank      : 2 (local_rank: 2)
+  exitcode  : -15 (pid: 43)  (SIGTERM)
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : 1 (pid: 42)
+"""
+    assert local.deaths(log) == []
+    assert local.deaths(log.replace("exitcode  : 1 (pid: 42)", "exitcode  : -11 (pid: 42)")) == [
+        local.Death(rank=1, pid=42, signal=11)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (25_300_000_000, "25.3 GB"), (999_960, "1.0 MB")]
+)
+def test_bytes_are_shown_in_powers_of_a_thousand(count: int, text: str) -> None:
+    assert machine.shown_bytes(count) == text
