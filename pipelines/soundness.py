@@ -1,6 +1,7 @@
 """Is an encoded image whole? Found from its structure, without decoding it.
 
-Decoders fill what is missing of a truncated file with grey and say nothing that a program could hear.
+Decoders do not tell reliably: of a truncated file one fills the rest with grey, another notices only if the window it was
+asked for reaches into what is missing.
 """
 
 import io
@@ -37,8 +38,7 @@ def check(encoded: np.ndarray, height: int, width: int) -> None:
         found = _size(data)
     except (struct.error, IndexError):
         raise UnsoundError("the file is truncated: it ends within its header") from None
-    # A JPEG may leave its height open (0) until the end of its first scan.
-    if found != (height, width) and found != (0, width):
+    if found != (height, width):
         raise UnsoundError(
             f"the image is {found[1]} x {found[0]} pixels, but was {width} x {height} when the data set was indexed"
         )

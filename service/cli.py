@@ -59,6 +59,7 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Set an earlier run aside and begin anew.")] = False,
     workers: Workers = None,
     port: Annotated[
         int | None, typer.Option(help="Port the workers meet at; default: a free one.", min=1, max=65535)
@@ -67,7 +68,7 @@ def train(
     """Train on this machine as CONFIG says, and register the model."""
     from service.jobs import local
 
-    local.run(config, overrides or (), workers=workers, resume=resume, port=port)
+    local.run(config, overrides or (), workers=workers, resume=resume, restart=restart, port=port, say=typer.echo)
 
 
 @app.command(cls=ConfigCommand)
@@ -162,6 +163,16 @@ def report(
     from service import report as page
 
     Console().print(f"report: {page.write(run, output, wsol=wsol)}", markup=False)
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Run folder, as runs/train.")], tracking_uri: TrackingUri = None
+) -> None:
+    """Send the records of a run that the tracking server has not got yet."""
+    from service import tracking
+
+    typer.echo(f"{tracking.sync(run, tracking_uri)} records sent")
 
 
 @data_app.command("demo")

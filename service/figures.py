@@ -75,7 +75,7 @@ def confusion_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) ->
     """A matrix (rows: true classes, columns: predicted) shaded by the share of its row, with the counts in it."""
     K = len(classes)
     longest = max((len(_cut(name)) for name in classes), default=0)
-    cell, margin = 34, round(14 + 6.6 * longest)
+    cell, margin = 34, round(16 + 7.2 * longest)
     parts = []
     for row, counts in enumerate(matrix):
         whole = sum(counts) or 1

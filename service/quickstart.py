@@ -35,7 +35,7 @@ def run(overrides: Sequence[str], *, page: Path, console: Console) -> None:
     path = configuration()
     job = config.load(path, list(overrides))
     console.print(f"Training {job.model.name} with {job.pretext.name} on {job.data.name}; the configuration is {path}")
-    local.run(path, overrides)
+    local.run(path, overrides, restart=True, say=lambda text: console.print(text, markup=False, highlight=False))
     summary = read_summary(job.folder)
     # Only now, since it imports torch, which the launcher does without.
     from service.downstream import wsol

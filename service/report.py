@@ -12,17 +12,18 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from pipelines import pretext
 from service import figures, store
 from service.errors import DataError, StorageError
 from service.figures import Series
 
-# Above this a matrix is no longer readable; the pairs that are mixed up most often are listed instead.
+# Above this a matrix is no longer readable; the pairs that are mixed up most often are listed alone.
 _MOST_CLASSES = 20
-_NUM_PAIRS = 12
+_NUM_PAIRS = 10
 _CURVES = (
     (
         "Loss",
-        (("train/loss", "training"), ("train/class_loss", "of it: classes"), ("val/class_loss", "held-out, classes")),
+        (("train/loss", "training, all"), ("train/class_loss", "classes"), ("val/class_loss", "held-out classes")),
         False,
     ),
     ("Top-1 accuracy", (("train/top1", "training"), ("val/top1", "held-out")), True),
@@ -237,11 +238,12 @@ def _confusion(path: Path) -> dict[str, Any] | None:
     if not content:
         return None
     classes, matrix = [str(name) for name in content["classes"]], content["matrix"]
-    if len(classes) <= _MOST_CLASSES:
-        return {"chart": figures.confusion_matrix(classes, matrix), "pairs": []}
     wrong = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
     worst = sorted(wrong, key=lambda pair: (-pair[0], pair[1:]))[:_NUM_PAIRS]
-    return {"chart": "", "pairs": [(classes[i], classes[j], count, sum(matrix[i])) for count, i, j in worst]}
+    return {
+        "chart": figures.confusion_matrix(classes, matrix) if len(classes) <= _MOST_CLASSES else "",
+        "pairs": [(classes[i], classes[j], count, sum(matrix[i])) for count, i, j in worst],
+    }
 
 
 def _commands(
@@ -271,8 +273,6 @@ def _commands(
 
 
 def _num_pretext(config: Mapping[str, Any]) -> int:
-    from pipelines import pretext
-
     name = _value(config, "pretext", "name")
     if name not in pretext.available():
         return 0

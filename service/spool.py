@@ -223,7 +223,7 @@ class Sender:
         self._hurried = False
         return self._spool.empty()
 
-    def stop(self, timeout_s: float = 1.0) -> bool:
+    def stop(self, timeout_s: float = 3.0) -> bool:
         """End the thread; what is under way is abandoned after `timeout_s`. True if the thread has ended."""
         self._stopping = True
         self._changed.set()

@@ -15,7 +15,7 @@ FILES = sorted(path for package in ("service", "pipelines") for path in (ROOT / 
 
 # From the bottom up: a part imports pipelines, lower rows, and its own row where `AMONG_THEMSELVES` says so.
 TIERS = (
-    ("errors", "duration", "machine", "provenance", "figures"),
+    ("errors", "duration", "machine", "provenance", "figures", "pictures", "run_folder"),
     ("config_file", "config"),
     ("models", "store", "spool", "delivery", "bundle", "tracking", "resolution", "registry"),
     ("training", "downstream", "jobs", "report"),

@@ -19,7 +19,7 @@ def draw(size: int, colours: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         numbers: (NUMBERS,) float64 in [0, 1) that decide everything else.
 
     Returns:
-        (size, size, 3) int32, 0 to 255.
+        (3, size, size) int32, 0 to 255.
     """
     kind = KINDS[int(numbers[0] * len(KINDS))]
     coarse = numbers[SETTINGS : SETTINGS + _COARSE * _COARSE].reshape(_COARSE, _COARSE)
@@ -53,7 +53,8 @@ def draw(size: int, colours: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     tilt = (x - 0.5) * (2 * numbers[7] - 1) + (y - 0.5) * (2 * numbers[8] - 1)
     share = (share - 0.5) * strength + 0.5 + 0.4 * tilt
     grain = (enlarge(fine, size) - 0.5) * (6 + 18 * numbers[9])
-    plain = colours[0] + (colours[1] - colours[0]) * share[:, :, None] + grain[:, :, None]
+    low, high = colours[:, :, None, None]
+    plain = low + (high - low) * share + grain
     return np.floor(np.minimum(np.maximum(plain, 0.0), 255.0) + 0.5).astype(np.int32)
 
 

@@ -20,9 +20,9 @@ class Patch:
         self.y, self.x, self.amount = y, x, amount
 
     def of(self, picture: np.ndarray) -> np.ndarray:
-        """The view of the picture (H, W, ...) that lies under the patch."""
+        """The view of the picture (..., H, W) that lies under the patch."""
         height, width = self.amount.shape
-        return picture[self.y : self.y + height, self.x : self.x + width]
+        return picture[..., self.y : self.y + height, self.x : self.x + width]
 
 
 def cover(contours: list[np.ndarray], height: int, width: int) -> Patch:
@@ -90,7 +90,6 @@ def widen(patch: Patch, radius: int, height: int, width: int) -> Patch:
 
 
 def paint(picture: np.ndarray, patch: Patch, colour: np.ndarray) -> None:
-    """Lay a colour, (3,) or one per pixel of the patch (h, w, 3), over an (H, W, 3) int32 picture, in place."""
+    """Lay a colour, (3, 1, 1) or one per pixel of the patch (3, h, w), over a (3, H, W) int32 picture, in place."""
     under = patch.of(picture)
-    amount = patch.amount[:, :, None]
-    under += ((colour - under) * amount + FULL // 2) >> 8
+    under += ((colour - under) * patch.amount + FULL // 2) >> 8

@@ -64,9 +64,9 @@ def draw(name: str, size: int, drawn: np.ndarray) -> Scene:
     for patch, wide, layer in zip(covers, edges, layers, strict=True):
         if wide is not None:
             raster.paint(picture, wide, tones[objects.DARK])
-        shaded = (tones[layer.tone] * patch.of(light)[:, :, None]) >> 8
+        shaded = (tones[layer.tone] * patch.of(light)) >> 8
         raster.paint(picture, patch, np.minimum(shaded, 255))
-    return Scene(picture.astype(np.uint8), outline.amount >= raster.FULL // 2)
+    return Scene(np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0)), outline.amount >= raster.FULL // 2)
 
 
 def _place(layers: list[Layer], size: int, pose: list[float], outline: int) -> list[list[np.ndarray]]:
@@ -93,7 +93,7 @@ def _place(layers: list[Layer], size: int, pose: list[float], outline: int) -> l
 
 
 def _palette(tint: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Background colours (2, 3) float64, the five tones (5, 3) int32, and the colour around the object (3,) int32.
+    """Background colours (2, 3) float64, the five tones (5, 3, 1, 1) and the halo (3, 1, 1) int32.
 
     The object's main tone always differs from the background in luminance, either way; everything else is free.
     """
@@ -108,7 +108,7 @@ def _palette(tint: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     levels = (main, second, accent, 0.07 + 0.08 * tint[5], 0.88 + 0.09 * tint[6])
     tones = [_colour(luminance, tint[12 + 2 * i : 14 + 2 * i]) for i, luminance in enumerate(levels)]
     halo = _colour(0.93 if dark else 0.06, tint[24:26])
-    return np.array(ground), np.array(tones).astype(np.int32), np.array(halo).astype(np.int32)
+    return np.array(ground), _planes(tones), _planes(halo)
 
 
 def _colour(luminance: float, drawn: list[float]) -> list[float]:
@@ -121,6 +121,11 @@ def _colour(luminance: float, drawn: list[float]) -> list[float]:
         return [255 * value * luminance / bright for value in mixed]
     share = (luminance - bright) / (1 - bright)
     return [255 * (value + (1 - value) * share) for value in mixed]
+
+
+def _planes(colours: list[float] | list[list[float]]) -> np.ndarray:
+    """(..., 3, 1, 1) int32: one number for a whole plane of the picture."""
+    return np.array(colours).astype(np.int32)[..., None, None]
 
 
 def _luminance(colour: list[float]) -> float:
@@ -157,4 +162,4 @@ def _distract(picture: np.ndarray, size: int, drawn: list[float], ground: np.nda
     level = _luminance(ground[0].tolist()) / 255
     colour = _colour(min(max(level + 0.5 * drawn[4] - 0.25, 0.05), 0.95), [drawn[5], drawn[7]])
     patch = raster.cover([contour * size for contour in contours], size, size)
-    raster.paint(picture, patch, np.array(colour).astype(np.int32))
+    raster.paint(picture, patch, _planes(colour))

@@ -27,7 +27,7 @@ def largest_component_boxes(heatmaps: np.ndarray, thresholds: np.ndarray) -> np.
     N, H, W = heatmaps.shape
     T = len(thresholds)
     block = max(1, _BLOCK_PIXELS // (H * W))
-    if N > block:
+    if block < N:
         parts = [largest_component_boxes(heatmaps[at : at + block], thresholds) for at in range(0, N, block)]
         return np.concatenate(parts)
     starts, ends = _runs(heatmaps, thresholds)
@@ -56,8 +56,8 @@ def largest_component_boxes(heatmaps: np.ndarray, thresholds: np.ndarray) -> np.
 def _runs(heatmaps: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and ends (exclusive) of the horizontal runs of all masks, mask by mask, row by row.
 
-    Coordinates are flat: mask k * N + n lies at k * N + n times (H + 1) * (W + 1), and its pixel (y, x) at row y + 1 and
-    column x + 1 there. The row above and the column to the left belong to no mask and keep neighbours apart.
+    Coordinates are flat: mask k of map n starts at (k * N + n) * (H + 1) * (W + 1), and pixel (y, x) lies in its row
+    y + 1 and column x + 1. The row above and the column to the left belong to no mask and keep neighbours apart.
     """
     N, H, W = heatmaps.shape
     padded = np.full(N * (H + 1) * (W + 1) + 1, -np.inf, heatmaps.dtype)

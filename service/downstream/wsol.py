@@ -305,7 +305,8 @@ def write_pictures(measured: Measured, view: View, classes: tuple[str, ...], fol
             found_box=tuple(map(float, found[0, 0])),
             picture=name,
         )
-        caption = f"{example.label} -> {example.predicted}\nIoU {iou:.2f}"
+        answer = "" if example.predicted == example.label else f", answered {example.predicted}"
+        caption = f"{example.label}{answer}\nIoU {iou:.2f}"
         pictures.append(overlays.Picture(photo, seen.heat, true_boxes, found[0, 0], caption))
         examples.append(example)
     overlays.write_grid(pictures, folder / "cam.png")

@@ -2,13 +2,12 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,14 +19,14 @@ from pipelines import datasets
 from service import config, machine, tracking
 from service.config import JobConfig
 from service.errors import ConfigError, JobError, StorageError
+from service.run_folder import RunFolder
 
 WORKER = "service.training.worker"
 LOG = "torchrun.log"
-ERROR = "error.json"
 _LOCK = "launcher.lock"
 _TAIL_LINES = 15
 # torchrun gives workers this long after a signal, then kills them. It has to outlast the saving of a checkpoint.
-_SHUTDOWN_S = 60
+_SHUTDOWN_S = 120
 
 # What torchrun writes of each worker that failed, and of those it killed itself because they did not stop in time.
 _FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\n\s*exitcode\s*: (-?\d+) \(pid: (\d+)\)")
@@ -67,7 +66,9 @@ def run(
     *,
     workers: int | None = None,
     resume: bool = False,
+    restart: bool = False,
     port: int | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> JobConfig:
     """Train as the configuration says, and return it when the job has ended well.
 
@@ -80,26 +81,40 @@ def run(
         overrides: `key.sub=value`.
         workers: processes; None: `config.workers`, or one per GPU, or one.
         resume: go on from the newest good checkpoint.
+        restart: set an earlier run in the folder aside, as NAME.1, and begin anew.
         port: for the workers' rendezvous; None: a free one.
+        say: is told what is being done, in a few words.
 
     Raises:
         LorotError: what a worker reported, with its exit code.
         JobError: a worker died without a word, or the job was interrupted (exit code 128 + signal).
     """
     job = config.load(path, list(overrides))
+    folder = RunFolder(job.folder)
+    if resume and restart:
+        raise ConfigError("--resume goes on with the earlier run, --restart sets it aside: give one of them")
     count = num_workers(job, workers)
     config.accumulation_steps(job, count)
     if port is not None and not machine.port_is_free(port):
         raise ConfigError(f"port {port} is in use by another program; leave --port away, and a free one is taken")
-    tracking.ensure_ready(job.tracking.uri)
+    if not restart:
+        folder.claim(resume)
+    say("looking at the tracking database and the data")
+    if not folder.read("run.json"):
+        # Going on with a run needs no server: its records wait on disk.
+        tracking.ensure_ready(job.tracking.uri)
     for split in (job.data.train_split, job.data.eval_split):
         datasets.load(job.data.name, job.data.root, split, **job.data.options)
-    with _claimed(job.folder) as lock, (job.folder / LOG).open("w") as log:
-        (job.folder / ERROR).unlink(missing_ok=True)
+    if restart:
+        with _claimed(folder.path):
+            folder.set_aside()
+    with _claimed(folder.path) as lock, (folder.path / LOG).open("w") as log:
+        folder.error.unlink(missing_ok=True)
+        say(f"starting {count} worker{'s' if count > 1 else ''}; what libraries print goes to {folder.log(0)}")
         line = command(path, overrides, workers=count, resume=resume, port=port)
         code, interrupted = _supervise(line, environment(count), log, lock)
     if code:
-        raise failure(job, code, interrupted)
+        raise failure(folder, code, interrupted)
     return job
 
 
@@ -124,10 +139,10 @@ def command(
 def environment(workers: int) -> dict[str, str]:
     """This process's environment with what the workers need; what the user has set stays."""
     here = dict(os.environ)
+    # The workers leave it to this process to say why they failed.
+    here["LOROT_LAUNCHED"] = "1"
     here.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores() // workers)))
     here.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    # The launcher says what went wrong; a worker started by other means has to say it itself.
-    here["LOROT_LAUNCHED"] = "1"
     # All workers are on this machine; by name lookup gloo may pick an address that nothing answers at.
     here.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # DeepSpeed compiles with the ninja beside this interpreter, which an environment that was not activated hides.
@@ -135,20 +150,22 @@ def environment(workers: int) -> dict[str, str]:
     return here
 
 
-def failure(job: JobConfig, code: int, interrupted: int) -> JobError:
-    """The error that tells why the job ended with torchrun's exit `code` or by the signal `interrupted`."""
-    log = (job.folder / LOG).read_text(errors="replace")
-    reported = _reported(job.folder / ERROR)
+def failure(folder: RunFolder, code: int, interrupted: int) -> JobError:
+    """The error that tells why the job ended with torchrun's exit `code`, or by the signal `interrupted` (0: none)."""
+    log = (folder.path / LOG).read_text(errors="replace")
+    reported = _reported(folder)
     lost = deaths(log)
+    if interrupted and reported is not None and reported.exit_code == 128 + interrupted:
+        return reported
     if interrupted:
         name = signal.Signals(interrupted).name
-        return JobError(f"stopped by {name}; `lorot train CONFIG --resume` goes on", 128 + interrupted)
+        return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", 128 + interrupted)
     if lost:
         # A worker that was lost makes the others fail too; theirs is not the cause.
-        return JobError(f"{lost[0]}\n{_tail(log, job.folder)}")
+        return JobError(f"{lost[0]}\n{_tail(log, folder, lost[0].rank)}")
     if reported is not None:
         return reported
-    return JobError(f"torchrun ended with exit code {code}, and no worker said why\n{_tail(log, job.folder)}")
+    return JobError(f"torchrun ended with exit code {code}, and no worker said why\n{_tail(log, folder)}")
 
 
 def deaths(log: str) -> list[Death]:
@@ -158,24 +175,23 @@ def deaths(log: str) -> list[Death]:
     return [death for death in found if death.signal > 0 and death.signal != signal.SIGTERM and death.pid not in forced]
 
 
-def _reported(path: Path) -> JobError | None:
-    try:
-        told = json.loads(path.read_text())
-        return JobError(str(told["message"]), int(told["exit_code"]))
-    except (OSError, ValueError, KeyError, TypeError):
+def _reported(folder: RunFolder) -> JobError | None:
+    told = folder.read(folder.error.name)
+    if not isinstance(told.get("message"), str) or not isinstance(told.get("exit_code"), int):
         return None
+    return JobError(told["message"], told["exit_code"])
 
 
-def _tail(log: str, folder: Path) -> str:
-    """The last lines in which a worker says something, of torchrun's log or else the main worker's."""
+def _tail(log: str, folder: RunFolder, rank: int = 0) -> str:
+    """The last lines in which a worker says something, of torchrun's log or else of worker `rank`'s."""
     # What torchrun says itself: a last traceback with the table of failures, and lines that begin like W1122 02:17:56.
     own = log[: log.rfind(_TRACEBACK)] if _TRACEBACK in log else log
     lines = [line for line in own.splitlines() if line.strip() and not re.match(r"[IWE]\d{4} \d\d:", line)]
-    first = folder / "log-rank0.txt"
-    if not lines and first.exists():
-        lines = [line for line in first.read_text(errors="replace").splitlines() if line.strip()]
+    worker = folder.log(rank)
+    if not lines and worker.exists():
+        lines = [line for line in worker.read_text(errors="replace").splitlines() if line.strip()]
     shown = "".join(f"  | {line}\n" for line in lines[-_TAIL_LINES:])
-    return f"{shown}the logs are in {folder}: {LOG}, log-rank*.txt"
+    return f"{shown}the logs are in {folder.path}: {LOG}, log-rank*.txt"
 
 
 @contextlib.contextmanager

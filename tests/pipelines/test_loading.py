@@ -164,6 +164,15 @@ def test_a_bad_image_is_an_error_that_names_it(broken, kind, how):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_image_is_bad_whatever_window_is_asked_for(broken, kind):
+    file = broken.root / "0007.jpg"
+    file.write_bytes(file.read_bytes()[:-4])
+    loader = train(kind, source_of(broken, on_bad_image="skip"))
+    assert not any(7 in batch.ids for batch in loader)
+    assert "truncated: its end-of-image marker is missing" in loader.skipped[7]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_good_batches_before_a_bad_image_are_delivered(broken, kind):
     ids = [batch.ids for batch in train(kind, source_of(broken), prefetch=1)]
     bad = int(ids[9][0])

@@ -26,7 +26,7 @@ def test_all_orders_of_four_samples_are_equally_likely():
 
 def test_every_sample_is_equally_likely_at_every_place():
     length = 100
-    epochs, ids = Order(5, length).samples(np.arange(400 * length))
+    _, ids = Order(5, length).samples(np.arange(400 * length))
     counts = np.zeros((length, length))
     np.add.at(counts, (np.arange(400 * length) % length, ids), 1)
     assert stats.chisquare(counts, axis=None).pvalue > 1e-3
@@ -103,6 +103,11 @@ def test_evaluation_sees_every_sample_once_at_any_world_and_batch_size(length, b
             assert (ids < length).all()
             seen += ids[valid].tolist()
     assert sorted(seen) == list(range(length))
+
+
+def test_evaluation_deals_its_batches_out_to_the_ranks_in_turn():
+    dealt = [evaluation_batch(index, rank, 2, 3, 14)[0].tolist() for index in range(2) for rank in range(2)]
+    assert dealt == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 
 
 def test_evaluation_makes_no_more_batches_than_needed():

@@ -30,6 +30,13 @@ def test_random_windows_are_distributed_as_torchvisions(height, width):
     assert stats.ks_2samp(*areas).pvalue > 1e-3
 
 
+def test_a_tall_window_is_as_likely_as_a_wide_one():
+    view = View(size=64, scale=(0.05, 0.1), ratio=(1 / 4, 4.0))
+    windows = plan_of(view, count=5000, height=1000, width=1000).windows
+    drawn = np.log(windows[:, 3] / windows[:, 2])
+    assert stats.kstest(drawn, stats.uniform(-np.log(4), 2 * np.log(4)).cdf).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("crop", ["random_resized", "whole"])
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (1, 1), (3, 500), (500, 3)])
 def test_windows_are_inside_the_image_and_not_empty(crop, height, width):

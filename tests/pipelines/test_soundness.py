@@ -25,6 +25,7 @@ def test_a_whole_image_is_sound(form):
     judge(encoded(form))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.3, 0.7, 0.99])
 def test_a_truncated_image_is_not(form, share):

@@ -69,6 +69,15 @@ def test_boxes_of_enlarged_maps_equal_scipys_labelling() -> None:
             assert tuple(box) == expected
 
 
+def test_the_blocks_that_maps_are_worked_on_in_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    heatmaps = np.random.default_rng(3).random((7, 9, 11)).astype(np.float32)
+    thresholds = np.array([0.3, 0.6, 0.9])
+    at_once = boxes.largest_component_boxes(heatmaps, thresholds)
+    for pixels in (1, 2 * 99, 3 * 99):
+        monkeypatch.setattr(boxes, "_BLOCK_PIXELS", pixels)
+        np.testing.assert_array_equal(boxes.largest_component_boxes(heatmaps, thresholds), at_once)
+
+
 def test_a_component_is_largest_by_its_pixels_and_not_by_its_box() -> None:
     heatmap = np.zeros((1, 8, 8), np.float32)
     heatmap[0, 0, 0:8] = 1  # 8 pixels in a long box, with a tail: 11 pixels in a box of 32

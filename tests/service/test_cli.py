@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from service import cli, doctor, errors, help, quickstart
 from service.config import JobConfig, Section
@@ -108,7 +109,15 @@ def test_options_reach_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(local, "run", lambda path, overrides, **options: seen.update(path=path, o=overrides, **options))
     assert call("train", "a.yaml", "seed=3", "--workers", "2", "data.size=32", "--resume", "--port", "4000") == 0
-    assert seen == {"path": Path("a.yaml"), "o": ["seed=3", "data.size=32"], "workers": 2, "resume": True, "port": 4000}
+    assert seen == {
+        "path": Path("a.yaml"),
+        "o": ["seed=3", "data.size=32"],
+        "workers": 2,
+        "resume": True,
+        "restart": False,
+        "port": 4000,
+        "say": typer.echo,
+    }
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,16 @@ def test_one_worker_goes_on_from_the_checkpoints_of_two(
         assert losses == pytest.approx(results["zero0"]["losses"][program.HALF :], rel=1e-3)
 
 
+def test_all_workers_agree_on_the_mean_of_their_batchnorm_statistics_and_the_sum_of_their_votes(
+    results: dict[str, Any],
+) -> None:
+    own, agreed = (torch.tensor(results["statistics"][name]) for name in ("own", "agreed"))
+    assert not torch.allclose(own[0], own[1])
+    assert torch.equal(agreed[0], agreed[1])
+    torch.testing.assert_close(agreed[0], own.mean(0))
+    assert results["statistics"]["votes"] == [2.0, 1.0]
+
+
 @pytest.mark.parametrize("case", ["fp16zero0", "fp16zero1", "fp16zero3"])
 def test_an_fp16_overflow_skips_the_step_on_all_workers_and_halves_the_scale(
     results: dict[str, Any], case: str
@@ -197,7 +207,7 @@ def alone() -> distributed.World:
 
 
 def test_synchronised_batchnorm_is_refused_on_a_cpu(alone: distributed.World) -> None:
-    job = config(model={"name": "resnet_small", "width": 8}, sync_batchnorm=True)
+    job = config(model={"name": "resnet_small", "width": 8}, sync_batchnorm=True, device="auto")
     with pytest.raises(ConfigError, match="sync_batchnorm"):
         Engine(job, build(job.model, 3, 0), alone)
 

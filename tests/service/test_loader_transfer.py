@@ -35,7 +35,9 @@ def trained(kind: str, root: Path) -> torch.nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
     options = {"global_batch": 64, "micro_batch": 64, "rank": 0, "world_size": 1, "device": "cpu"}
     train = split(root, "train")
-    with loading.open_train(kind, train, start_step=0, stop_step=steps, num_threads=1, prefetch=2, **options) as batches:
+    with loading.open_train(
+        kind, train, start_step=0, stop_step=steps, num_threads=1, prefetch=2, **options
+    ) as batches:
         for batch in batches:
             optimizer.zero_grad()
             objectives.compute(model, batch, ObjectiveConfig(name="multi_task")).losses["loss"].backward()

@@ -209,6 +209,25 @@ def test_two_jobs_never_share_a_run_folder(here: Path, monkeypatch: pytest.Monke
     local.run("job.yaml")
 
 
+def test_an_earlier_run_is_only_gone_on_with_or_set_aside_when_asked_to(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(local, "_supervise", lambda line, *_: (started.append(line), (0, 0))[1])
+    (here / "runs/job/checkpoints/step-00000010").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"--resume goes on.*--restart"):
+        local.run("job.yaml")
+    with pytest.raises(ConfigError, match="give one of them"):
+        local.run("job.yaml", resume=True, restart=True)
+    assert started == []
+    local.run("job.yaml", resume=True)
+    assert (here / "runs/job/checkpoints/step-00000010").exists()
+    local.run("job.yaml", restart=True)
+    assert (here / "runs/job.1/checkpoints/step-00000010").exists()
+    assert not (here / "runs/job/checkpoints").exists()
+    assert [line[-1] for line in started] == ["--resume", "job.yaml"]
+
+
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "runs/job").mkdir(parents=True)
     (here / "runs/job/error.json").write_text('{"type": "X", "message": "old news", "exit_code": 4}')
