@@ -6,6 +6,8 @@ VENV ?= .venv
 CUDA ?= 13
 JOBS ?= 2
 BIN := $(VENV)/bin
+# The two flavours of DALI overwrite each other's files.
+OTHER := $(if $(filter 12,$(CUDA)),130,120)
 # Checksums and not file times decide, since a fresh checkout's files are all new.
 WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUDA) $(CURDIR)
 # One thread a process: the tests run side by side.
@@ -26,6 +28,7 @@ setup: ## make or renew the environment
 	  echo "A C++ compiler is needed, DeepSpeed builds an operator with it (Debian: apt install g++)" >&2; exit 1; fi; \
 	echo "Filling $(VENV) with pip: about 7 GB, four minutes on a fast line"; \
 	"$(PYTHON)" -m venv "$(VENV)"; \
+	"$(BIN)/python" -m pip uninstall --yes --quiet nvidia-dali-cuda$(OTHER) 2>/dev/null; \
 	"$(BIN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[cu$(CUDA),dev]'; \
 	echo "$(WANTED)" > "$(VENV)/.lorot-installed"
 

@@ -1,7 +1,7 @@
 """Is an encoded image whole? Found from its structure, without decoding it.
 
-Decoders do not tell reliably: of a truncated file one fills the rest with grey, another notices only if the window it was
-asked for reaches into what is missing.
+Decoders do not tell reliably: of a truncated file one fills the rest with grey, another notices only if the window it
+was asked for reaches into what is missing.
 """
 
 import io

@@ -66,8 +66,8 @@ class RunFolder:
             ) from None
         if self.is_taken() and not resume:
             raise ConfigError(
-                f"{self.path}: holds an earlier run. --resume goes on with it, --restart sets it aside and starts anew, "
-                "name=OTHER leaves it alone"
+                f"{self.path}: holds an earlier run. --resume goes on with it, --restart sets it aside and begins "
+                "anew, name=OTHER leaves it alone"
             )
 
     def is_taken(self) -> bool:
@@ -128,7 +128,7 @@ class RunFolder:
         os.replace(beside, self.metrics)
 
     def report_error(self, error: BaseException) -> None:
-        """Say in error.json why this worker failed, unless another has: the first failure is the cause of the others."""
+        """Say in error.json why this worker failed, unless another has: the first failure causes the others."""
         known = isinstance(error, LorotError)
         message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
         content = {

@@ -128,7 +128,7 @@ class Wishes:
 
 
 class Watch:
-    """Lets all workers agree, once a step, on what only one may have seen: a loss that is not finite, a signal, a clock.
+    """Lets all workers agree, once a step, on what only one may have seen: a loss not finite, a signal, a clock.
 
     Reading the answer makes the host wait for a GPU, so there it is read a step later, when it has long been there.
     """

@@ -1,4 +1,4 @@
-"""What torchrun starts on every worker: `torchrun ... -m service.training.worker CONFIG [key.sub=value ...] [--resume]`."""
+"""What torchrun starts on every worker: `... -m service.training.worker CONFIG [key.sub=value ...] [--resume]`."""
 
 import argparse
 import logging
@@ -78,8 +78,8 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         eval_set = _load(job, job.data.eval_split)
     if train_set.classes != eval_set.classes:
         raise ConfigError(
-            f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} has "
-            f"{len(train_set.classes)}, or they are named differently"
+            f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} "
+            f"has {len(train_set.classes)}, or they are named differently"
         )
     samples = min(len(train_set), job.data.train_limit or len(train_set))
     lengths = loop.Lengths.of(job, samples)
@@ -228,7 +228,7 @@ def newest(folder: RunFolder, facts: Mapping[str, Any], model: Classifier) -> ch
     """The newest sound checkpoint, whose weights `model` then has; None if the run had not come to one.
 
     Raises:
-        CheckpointError: none is sound, it is another job's (says what differs), or another network's (names the layers).
+        CheckpointError: none is sound, it is another job's (what differs), or another network's (which layers).
     """
     found, problems = checkpoint.newest(folder.checkpoints)
     for problem in problems:

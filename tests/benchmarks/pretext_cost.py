@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.pretext_cost [--model resnet_small --size 64 --micro-batch 64 --steps 30 --rounds 7]
 
-A round times `--steps` optimizer steps of each job, loader included (DALI decodes JPEGs, draws and applies the plan), in
+A round times `--steps` optimizer steps of each job, loader included (DALI decodes JPEGs and applies the plan), in
 alternating order. The ratio is taken within a round; its median over the rounds is the figure. The paper reports 1.06.
 """
 

@@ -63,6 +63,6 @@ def test_a_model_trained_on_one_loader_scores_within_noise_on_the_other(learned:
     assert torch.equal(labels, foreign_labels)
     top1, foreign_top1 = (own == labels).float().mean(), (foreign == labels).float().mean()
     assert top1 > 0.5, "the model has to have learned something for the comparison to mean anything"
-    # Two standard errors of the difference would be 5 points; one flipped prediction in a hundred is what rounding does.
+    # Two standard errors of the difference would be 5 points; rounding flips one prediction in a hundred.
     assert (own != foreign).float().mean() <= 0.01
     assert abs(top1 - foreign_top1) <= 0.01

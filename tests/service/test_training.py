@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     uri = f"sqlite:///{folder}/mlflow.db"
     tracking.ensure_ready(uri)
@@ -50,7 +49,7 @@ tracking: {{uri: "{uri}", log_every: 10 steps, system_metrics: false}}
 registry: {{name: whole}}
 """
     )
-    yield folder
+    return folder
 
 
 def command(place: Path, *arguments: str) -> list[str]:
@@ -120,13 +119,10 @@ def test_the_run_folder_holds_what_the_report_and_the_registry_need(whole: Path,
     assert summary["images"] == STEPS * 32
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     last = {key: value for record in records for key, value in record.items()}
-    for name in (
-        "loss class_loss pretext_loss top1 top5 pretext_accuracy lr grad_norm images_per_s data_wait_share step_time_p50_s "
-        "step_time_p95_s memory_bytes epoch"
-    ).split():
-        assert f"train/{name}" in last, name
-    for name in ("top1", "top5", "class_loss", "images_per_s"):
-        assert f"val/{name}" in last, name
+    measured = {"loss", "class_loss", "pretext_loss", "top1", "top5", "pretext_accuracy", "lr", "grad_norm", "epoch"}
+    measured |= {"images_per_s", "data_wait_share", "step_time_p50_s", "step_time_p95_s", "memory_bytes"}
+    assert last.keys() >= {f"train/{name}" for name in measured}
+    assert last.keys() >= {"val/top1", "val/top5", "val/class_loss", "val/images_per_s"}
     assert (whole / "samples.png").stat().st_size > 1000
     uri = config.load(place / "job.yaml").tracking.uri
     model, card, resolved = registry.load("models:/whole@latest", uri)
