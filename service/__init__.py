@@ -1,1 +1,1 @@
-"""Jobs over data that `pipelines` delivers: training, registry, downstream evaluation, and the `lorot` command."""
+"""Jobs over data that `pipelines` delivers: training, registry, downstream evaluation, the `lorot` command."""

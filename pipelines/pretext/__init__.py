@@ -1,7 +1,7 @@
-"""Pretext tasks, found by their file's name. Each samples (square box, quarter turns, label) per image, no more.
+"""Pretext tasks, found by their file's name. Each samples a square box, quarter turns and a label per image; no more.
 
 A task module offers `Task`, a frozen dataclass of the task's options with `num_labels` and
-`sample(seed, epoch, ids, size, *, step=0) -> (boxes, turns, labels)`, int64 arrays (N, 3) as (y, x, side), (N,) and (N,);
+`sample(seed, epoch, ids, size, *, step=0) -> (boxes (N, 3) as (y, x, side), turns (N,), labels (N,))`, all int64,
 and the same two names at the defaults for the module itself. `epoch` is a number or one per id. `step` matters only
 to a task that draws once per batch. A label is 0 for a task without labels (`num_labels` 0).
 """

@@ -123,8 +123,10 @@ def test_a_signal_reaches_the_workers_and_is_awaited(here: Path, number: signal.
         import os, pathlib, signal, time
         rank = os.environ["RANK"]
         def stop(number, frame):
-            time.sleep(0.3)
-            pathlib.Path(f"stopped{rank}").write_text(str(number))
+            with pathlib.Path(f"stopped{rank}").open("a") as file:
+                file.write(f"{number} ")
+            time.sleep(0.5)
+            pathlib.Path(f"ended{rank}").touch()
             raise SystemExit(1)
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
@@ -143,16 +145,20 @@ def test_a_signal_reaches_the_workers_and_is_awaited(here: Path, number: signal.
             raise SystemExit(error.exit_code)
         """)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
-    launcher = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    line = [sys.executable, "-c", program]
+    launcher = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         wait_for(lambda: all((here / f"started{rank}").exists() for rank in range(2)), launcher)
-        launcher.send_signal(number)
+        # To the whole process group, as Ctrl-C in a terminal does.
+        os.killpg(launcher.pid, number)
         said, _ = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
     assert launcher.returncode == exit_code
     assert f"stopped by {number.name}" in said
-    assert [(here / f"stopped{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+    for rank in range(2):
+        assert (here / f"stopped{rank}").read_text() == f"{int(number)} "
+        assert (here / f"ended{rank}").exists()
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 100) -> None:  # type: ignore[no-untyped-def]
