@@ -34,7 +34,10 @@ def run(overrides: Sequence[str], *, page: Path, console: Console) -> None:
     began = time.perf_counter()
     path = configuration()
     job = config.load(path, list(overrides))
-    console.print(f"Training {job.model.name} with {job.pretext.name} on {job.data.name}; the configuration is {path}")
+    console.print(
+        f"Training {job.model.name} with {job.pretext.name} on {job.data.name}; the configuration is {path}",
+        soft_wrap=True,
+    )
     local.run(path, overrides, restart=True, say=lambda text: console.print(text, markup=False, highlight=False))
     summary = read_summary(job.folder)
     # Only now, since it imports torch, which the launcher does without.

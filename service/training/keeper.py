@@ -1,5 +1,6 @@
 """Keeps what a run leaves behind while it trains: records, checkpoints, and the bar on the terminal."""
 
+import contextlib
 import logging
 import signal
 import time
@@ -8,6 +9,8 @@ from types import FrameType
 from typing import Any
 
 from service.config import JobConfig
+from service.errors import CheckpointError
+from service.registry import better
 from service.run_folder import RunFolder
 from service.tracking import Run
 from service.training import checkpoint, distributed
@@ -43,7 +46,7 @@ class RunKeeper:
         self._facts = dict(facts)
         self._is_main = engine.world.is_main
         self._saved_at = time.monotonic()
-        self._last: Checkpoint | None = None
+        self._best: float | None = None
         self._signal = 0
 
     def listen(self) -> None:
@@ -73,6 +76,11 @@ class RunKeeper:
         minutes = self._config.checkpoint.every_minutes
         return self._is_main and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation beats those of all checkpoints that are kept; the same answer on every worker."""
+        value = metrics.get(self._config.registry.metric)
+        return better(value, self._best, self._config.registry.mode)
+
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a checkpoint and delete those that are not to be kept; raises StorageError on every worker."""
         parts = {"weights": self._engine.weights(), "optimizer": self._engine.optimizer_state()}
@@ -81,16 +89,22 @@ class RunKeeper:
         facts = self._facts | {"scale": self._engine.scale_state()}
 
         def write() -> None:
-            self._last = checkpoint.save(self._folder.checkpoints, step, parts, facts=facts, metrics=metrics)
+            checkpoint.save(self._folder.checkpoints, step, parts, facts=facts, metrics=metrics)
             keep, chosen_by = self._config.checkpoint.keep_last, self._config.registry
             checkpoint.prune(self._folder.checkpoints, keep, chosen_by.metric, chosen_by.mode)
 
         distributed.on_main(self._engine.world, write)
+        if self.is_best(metrics):
+            self._best = metrics[self._config.registry.metric]
         self._saved_at = time.monotonic()
 
     def restored(self, found: Checkpoint) -> None:
-        """The run goes on from this checkpoint."""
-        self._last = found
+        """The run goes on from this checkpoint. All workers read the same folder, before any of them writes to it."""
+        for path in checkpoint.find(self._folder.checkpoints):
+            with contextlib.suppress(CheckpointError):
+                kept = checkpoint.read(path)
+                if kept.step <= found.step and self.is_best(kept.metrics):
+                    self._best = kept.metrics[self._config.registry.metric]
         if self._is_main:
             self._folder.forget_after(found.step)
 

@@ -53,6 +53,8 @@ class Keeper(Protocol):
 
     def save_is_due(self) -> bool: ...
 
+    def is_best(self, metrics: Mapping[str, float]) -> bool: ...
+
     def save(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def last_saved(self) -> str: ...
@@ -111,7 +113,8 @@ def train(
             evaluated = metrics = dict(evaluate())
             engine.train()
             keeper.record(evaluated, done)
-        if asked_to.save or done == lengths.total or (lengths.save and done % lengths.save == 0) or asked_to.stop:
+        scheduled = done == lengths.total or (lengths.save > 0 and done % lengths.save == 0)
+        if scheduled or asked_to.save or asked_to.stop or keeper.is_best(evaluated):
             watch.agree(done, flush=True)
             keeper.save(done, evaluated)
         if asked_to.stop and done < lengths.total:
