@@ -173,9 +173,12 @@ def test_a_changed_job_is_not_resumed_silently(whole: Path, place: Path) -> None
     assert "seed: 0 then, 1 now" in done.stderr
 
 
-def test_torchrun_starts_the_workers_without_the_command(place: Path) -> None:
+def test_torchrun_starts_the_workers_and_the_best_evaluation_is_saved_off_schedule(place: Path) -> None:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     line += ["service.training.worker", str(place / "job.yaml"), "name=direct", "duration=2 steps", "registry.name=''"]
+    line += ["evaluate_every=1 steps", "checkpoint.every=null"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert (place / "runs" / "direct" / "summary.json").exists()
+    # The first evaluation is the best so far; the last step is saved in any case.
+    assert (place / "runs" / "direct" / "checkpoints" / "step-00000001").exists()
