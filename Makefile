@@ -24,8 +24,6 @@ setup: ## make or renew the environment
 	set -e; \
 	if ! "$(PYTHON)" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
-	if ! command -v c++ >/dev/null && ! command -v g++ >/dev/null; then \
-	  echo "A C++ compiler is needed, DeepSpeed builds an operator with it (Debian: apt install g++)" >&2; exit 1; fi; \
 	echo "Filling $(VENV) with pip: about 7 GB, four minutes on a fast line"; \
 	"$(PYTHON)" -m venv "$(VENV)"; \
 	"$(BIN)/python" -m pip uninstall --yes --quiet nvidia-dali-cuda$(OTHER) 2>/dev/null; \

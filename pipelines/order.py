@@ -53,10 +53,14 @@ class Order:
 
     def samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Epochs and sample ids, both (N,) int64, at (N,) positions of the endless stream."""
+        epochs, places = self.places(positions)
+        return epochs, self.members(places)
+
+    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs, and places in what the limit keeps, both (N,) int64, at (N,) positions of the endless stream."""
         positions = np.asarray(positions, dtype=np.int64)
-        epochs, places = np.divmod(positions, len(self))
-        ids = permute(places, len(self), self.seed, epochs, stream="order")
-        return epochs, self.members(ids)
+        epochs, turns = np.divmod(positions, len(self))
+        return epochs, permute(turns, len(self), self.seed, epochs, stream="order")
 
     def members(self, places: np.ndarray) -> np.ndarray:
         """Sample ids (N,) of places 0..len - 1 in what the limit keeps; without a limit, the places themselves."""

@@ -1,5 +1,6 @@
 """From a batch's number to its planned samples in memory: who is in it, their bytes, and what becomes of bad ones."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -13,6 +14,8 @@ from pipelines.order import Order, evaluation_batch, num_accumulated, num_evalua
 from pipelines.plan import Plan, View, eval_plan, train_plan
 from pipelines.pretext import PretextTask
 from pipelines.soundness import UnsoundError, check
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Slots:
     """The places of one batch, before it is known which samples can be read; arrays of (N,)."""
 
     epochs: np.ndarray
+    places: np.ndarray
     ids: np.ndarray
     valid: np.ndarray
 
@@ -89,8 +93,8 @@ class Training:
     def slots(self, index: int) -> Slots:
         """Who is in batch `index`."""
         where = (self.step(index), index % self.accumulated, self.rank, self.world_size)
-        epochs, ids = self.order.samples(positions(*where, self.micro_batch, self.global_batch))
-        return Slots(epochs, ids, np.ones(len(ids), bool))
+        epochs, places = self.order.places(positions(*where, self.micro_batch, self.global_batch))
+        return Slots(epochs, places, self.order.members(places), np.ones(len(places), bool))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Evaluation:
     def slots(self, index: int) -> Slots:
         """Who is in batch `index`."""
         places, valid = evaluation_batch(index, self.rank, self.world_size, self.batch_size, len(self.order))
-        return Slots(np.zeros(len(places), np.int64), self.order.members(places), valid)
+        return Slots(np.zeros(len(places), np.int64), places, self.order.members(places), valid)
 
 
 @dataclass(frozen=True)
@@ -153,12 +157,14 @@ class Reader:
         self._note(sample, f"{self.source.manifest.describe(sample)}: {reason}")
 
     def _load_training(self, index: int, step: int, slots: Slots, skipped: dict[int, str]) -> Work:
-        source, manifest = self.source, self.source.manifest
+        source, manifest, order = self.source, self.source.manifest, self.source.order
         samples, ids = [], slots.ids.copy()
         for slot, sample in enumerate(slots.ids):
-            data = self._read(int(sample), skipped)
+            data, place = self._read(int(sample), skipped), slots.places[slot]
             while data is None:
-                ids[slot] = (ids[slot] + 1) % len(manifest)
+                # The next one that the limit keeps: without a limit, the next id.
+                place = (place + 1) % len(order)
+                ids[slot] = order.members(np.array([place]))[0]
                 if ids[slot] == sample:
                     raise DataError(f"{manifest.root}: no image of split {manifest.split!r} can be read")
                 data = self._read(int(ids[slot]), skipped)
@@ -198,6 +204,8 @@ class Reader:
     def _note(self, sample: int, message: str) -> None:
         if self.source.on_bad_image == "error":
             raise DataError(f"{message}; repair or remove it, or leave such images out with data.on_bad_image=skip")
+        if sample not in self._bad:
+            _log.warning("left out: %s", message)
         self._bad[sample] = message
 
 

@@ -1,6 +1,7 @@
 """A job's configuration: YAML plus dotted overrides, checked before anything starts. Imports no torch."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,16 @@ from service.errors import ConfigError, LorotError
 
 def _duration(value: Any) -> Duration:
     return value if isinstance(value, Duration) else Duration.parse(value)
+
+
+def _mapping(value: Any) -> Any:
+    """The content of the JSON file that a text names; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no JSON file can be read there ({error}); write a path, or the keys themselves") from None
 
 
 def _positive(value: Duration) -> Duration:
@@ -199,7 +210,9 @@ class JobConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     registry: RegistryConfig = RegistryConfig()
-    deepspeed: dict[str, Any] = Field({}, description="merged into DeepSpeed's own configuration; no contradictions")
+    deepspeed: Annotated[dict[str, Any], BeforeValidator(_mapping)] = Field(
+        {}, description="merged into DeepSpeed's own configuration, no contradictions; or the path of its JSON file"
+    )
 
     @property
     def folder(self) -> Path:

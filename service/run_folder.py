@@ -7,6 +7,7 @@ checkpoints/      one folder per saved step         model/           what is reg
 log-rank*.txt     everything third parties print    error.json       why it failed
 """
 
+import contextlib
 import json
 import os
 import time
@@ -56,14 +57,18 @@ class RunFolder:
         """Where worker `rank`'s third parties write."""
         return self.path / f"log-rank{rank}.txt"
 
-    def claim(self, resume: bool) -> None:
-        """Make the folder; raises ConfigError if an earlier run's checkpoints lie there and it is not to be resumed."""
+    def make(self) -> None:
+        """Make the folder; raises StorageError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be made ({error.strerror}); output=FOLDER chooses another"
             ) from None
+
+    def claim(self, resume: bool) -> None:
+        """Make the folder; raises ConfigError if an earlier run's checkpoints lie there and it is not to be resumed."""
+        self.make()
         if self.is_taken() and not resume:
             raise ConfigError(
                 f"{self.path}: holds an earlier run. --resume goes on with it, --restart sets it aside and begins "
@@ -126,6 +131,12 @@ class RunFolder:
         beside = self.metrics.with_name(".metrics.jsonl.writing")
         beside.write_text("".join(kept))
         os.replace(beside, self.metrics)
+
+    def forget_error(self, before: float) -> None:
+        """Remove an earlier job's error.json: one that was written before this time, seconds since the epoch."""
+        with contextlib.suppress(OSError):
+            if self.error.stat().st_mtime < before:
+                self.error.unlink()
 
     def report_error(self, error: BaseException) -> None:
         """Say in error.json why this worker failed, unless another has: the first failure causes the others."""

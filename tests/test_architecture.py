@@ -17,8 +17,8 @@ FILES = sorted(path for package in ("service", "pipelines") for path in (ROOT / 
 TIERS = (
     ("errors", "duration", "machine", "provenance", "figures", "pictures", "run_folder"),
     ("config_file", "config"),
-    ("models", "store", "spool", "delivery", "bundle", "tracking", "resolution", "registry"),
-    ("training", "downstream", "jobs", "report"),
+    ("models", "store", "spool", "delivery", "bundle", "tracking", "resolution", "registry", "report"),
+    ("training", "downstream", "jobs"),
     ("check", "doctor", "help", "inventory", "quickstart"),
     ("cli",),
 )

@@ -216,6 +216,8 @@ def run(
     model, card, resolved = registry.load(model_uri, tracking_uri=tracking_uri)
     if data_options is None:
         data_options = card.data_options if data in (None, card.data) else {}
+    if data not in (None, card.data) and root is None:
+        raise ConfigError(f"{resolved.uri} was trained on {card.data!r}; say where {data!r} lies with --root FOLDER")
     manifest = datasets.load(data or card.data, root or card.root, split or card.split, **data_options)
     check(manifest, card.classes, resolved.uri)
     view = View(**card.view)

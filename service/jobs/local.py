@@ -100,7 +100,7 @@ def run(
     if not restart:
         folder.claim(resume)
     say("looking at the tracking database and the data")
-    if not folder.read("run.json"):
+    if not (resume and folder.read("run.json")):
         # Going on with a run needs no server: its records wait on disk.
         tracking.ensure_ready(job.tracking.uri)
     for split in (job.data.train_split, job.data.eval_split):
@@ -155,7 +155,8 @@ def failure(folder: RunFolder, code: int, interrupted: int) -> JobError:
     log = (folder.path / LOG).read_text(errors="replace")
     reported = _reported(folder)
     lost = deaths(log)
-    if interrupted and reported is not None and reported.exit_code == 128 + interrupted:
+    if interrupted and reported is not None and reported.exit_code != 1:
+        # Either that it stopped as it was asked to, or why it could not save.
         return reported
     if interrupted:
         name = signal.Signals(interrupted).name

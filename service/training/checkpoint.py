@@ -167,15 +167,19 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def prune(folder: Path, keep_last: int, metric: str, mode: str) -> list[Path]:
+def prune(folder: Path, keep_last: int, metric: str, mode: str, newest_step: int | None = None) -> list[Path]:
     """Delete all but the newest `keep_last` readable checkpoints and the one with the best `metric`.
 
-    Damaged ones are left for a person to look at. Returns what was deleted.
+    Damaged ones are left for a person to look at, and so is what lies beyond `newest_step`, the last one this run has
+    written: an earlier attempt left it, resume passed over it, and it must not take a sound one's place. Returns what
+    was deleted.
     """
     checkpoints = []
     for path in find(folder):
         with contextlib.suppress(CheckpointError):
-            checkpoints.append(read(path))
+            checkpoint = read(path)
+            if newest_step is None or checkpoint.step <= newest_step:
+                checkpoints.append(checkpoint)
     kept = {checkpoint.path for checkpoint in checkpoints[:keep_last]}
     scored = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
     if scored:

@@ -1,10 +1,11 @@
 """What a worker shows: its own few lines on the terminal; everything else that anybody prints goes to a log file."""
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -45,7 +46,7 @@ class Display:
         self._progress: Progress | None = None
         if self._console.is_terminal and terminal is not None:
             self._progress = Progress(
-                TextColumn("training"),
+                TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 TextColumn("{task.fields[figures]}"),
@@ -55,7 +56,7 @@ class Display:
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=total_steps, completed=first_step, figures="")
+            self._task = self._progress.add_task("training", total=total_steps, completed=first_step, figures="")
             self._progress.start()
 
     def step(self, step: int) -> None:
@@ -75,9 +76,19 @@ class Display:
             ("top-1", "train/top1", "{:.1%}"),
             ("pretext", "train/pretext_accuracy", "{:.1%}"),
         )
-        self._figures = "  ".join(f"{name} {form.format(metrics[key])}" for name, key, form in shown if key in metrics)
+        found = [f"{name} {form.format(metrics[key])}" for name, key, form in shown if key in metrics]
+        self._figures = "  ".join(found) or self._figures
         if self._progress is not None:
             self._progress.update(self._task, figures=self._figures)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """While the block runs, the bar says so."""
+        if self._progress is not None:
+            self._progress.update(self._task, description=what)
+        yield
+        if self._progress is not None:
+            self._progress.update(self._task, description="training")
 
     def say(self, text: str) -> None:
         """A line that stays."""

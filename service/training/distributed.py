@@ -98,6 +98,14 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def union(ids: set[int], world: World) -> set[int]:
+    """All workers' numbers, which are 0 or above, together."""
+    length = int(all_max(len(ids), world.device))
+    padded = torch.full((length,), -1, dtype=torch.int64, device=world.device)
+    padded[: len(ids)] = torch.tensor(sorted(ids), dtype=torch.int64, device=world.device)
+    return set(gather(padded).flatten().tolist()) - {-1}
+
+
 def from_main(text: str, device: torch.device) -> str:
     """The main worker's text, on every worker. This is how its decisions and failures reach the others."""
     if _size() == 1:

@@ -43,7 +43,6 @@ class Engine:
         self.accumulation = accumulation_steps(config, world.size)
         self._dtype = autocast_dtype(config, world.device)
         self._zero = config.zero_stage
-        self._clips = config.clip_norm is not None
         if config.sync_batchnorm:
             model = _with_sync_batchnorm(model, world)
         deepspeed = _import_deepspeed(world.device)
@@ -142,7 +141,7 @@ class Engine:
         """Parameters and buffers by name, whole, float32, views of live memory. Every worker must call it."""
         state = {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
         if self._zero == 3:
-            state |= {name: self._whole([part], None) for name, part in self._fragments()}
+            state |= {name: self._whole(part, None) for name, part in self._fragments()}
         return state
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -155,16 +154,18 @@ class Engine:
         for name, part in self._fragments():
             for key, value in states.get(part.flat, {}).items():
                 if isinstance(value, Tensor):
-                    found[f"{key}.{name}"] = self._whole([part], key) if value.shape == part.flat.shape else value
+                    found[f"{key}.{name}"] = self._whole(part, key) if value.shape == part.flat.shape else value
         return found
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `optimizer_state()`'s result, of any ZeRO stage and world size.
 
         Raises:
-            CheckpointError: it is another optimizer's, or another model's; names what is missing or does not fit.
+            CheckpointError: it is another model's; names what is missing or does not fit. That it is this optimizer's
+                is for the caller to know.
         """
         keys = sorted({name.partition(".")[0] for name in state})
+        fused = bool(self._deepspeed.basic_optimizer.defaults.get("fused"))
         problems = []
         for name, part in self._fragments():
             held = self._deepspeed.basic_optimizer.state[part.flat]
@@ -174,7 +175,8 @@ class Engine:
                     shape = "missing" if value is None else f"{tuple(value.shape)}, needs {part.numel_whole} elements"
                     problems.append(f"{key}.{name}: {shape}")
                 elif value.ndim == 0:
-                    held[key] = value.clone()
+                    # Fused kernels keep the step count beside the parameter, others on the host.
+                    held[key] = value.to(part.flat.device) if fused else value.clone()
                 else:
                     part.put(held.setdefault(key, torch.zeros_like(part.flat)), value)
         if problems:
@@ -209,8 +211,7 @@ class Engine:
     def _fragments(self) -> Iterator[tuple[str, Fragment]]:
         return fragments(self.module, self._deepspeed.optimizer, self._zero, self.world)
 
-    def _whole(self, parts: list[Fragment], key: str | None) -> Tensor:
-        [part] = parts
+    def _whole(self, part: Fragment, key: str | None) -> Tensor:
         source = part.flat if key is None else self._deepspeed.basic_optimizer.state[part.flat][key]
         return part.whole(source)
 

@@ -94,6 +94,11 @@ def settings(config: JobConfig, *, world_size: int, num_parameters: int, device:
 
 def _contradictions(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     problems = [f"{key}: is not for here; use {instead}" for key, instead in _FOREIGN.items() if key in theirs]
+    problems += [
+        f"{key}: {theirs[key]!r} stands for a block of keys; write the block, or leave it out"
+        for key, value in ours.items()
+        if isinstance(value, Mapping) and key in theirs and not isinstance(theirs[key], Mapping)
+    ]
     for key, source in _OWNED.items():
         given = _at(theirs, key)
         decided = _at(ours, key)

@@ -15,9 +15,7 @@ from service.training.meters import Meters, Summary
 
 
 @torch.no_grad()
-def evaluate(
-    model: Callable[[Tensor], Outputs], batches: Loader, num_classes: int, world: World, *, confusion: bool = True
-) -> Summary:
+def evaluate(model: Callable[[Tensor], Outputs], batches: Loader, num_classes: int, world: World) -> Summary:
     """Top-1, top-5 and class loss over all workers' samples, and images per second.
 
     Every worker must call it, with a loader that gives each as many batches: with ZeRO 3 a forward pass is a common
@@ -33,16 +31,15 @@ def evaluate(
         device=world.device,
         rank=world.rank,
         world_size=world.size,
-        confusion=confusion,
+        confusion=True,
     )
     config = ObjectiveConfig()
-    for _ in range(len(batches)):
-        began = time.perf_counter()
-        batch = next(batches)
-        waited_s = time.perf_counter() - began
-        result = objectives.supervised(model, batch, config)
-        meters.update(result, batch.labels, batch.valid)
-        meters.record_step(time.perf_counter() - began, waited_s)
+    began = time.perf_counter()
+    for batch in batches:
+        meters.update(objectives.supervised(model, batch, config), batch.labels, batch.valid)
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    meters.record_step(time.perf_counter() - began, 0.0)
     summary = meters.collect(distributed.all_sum)
     shown = ("class_loss", "top1", "top5", "images_per_s")
     return Summary({name: summary.metrics[name] for name in shown if name in summary.metrics}, summary.confusion)

@@ -4,7 +4,8 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,7 @@ class RunKeeper:
     Args:
         run: of the tracking server; None on other workers.
         facts: what a resumed run has to agree with; JSON values.
+        spent: what the run has cost so far, asked for on all workers at once.
     """
 
     def __init__(
@@ -39,14 +41,17 @@ class RunKeeper:
         display: Display,
         run: Run | None,
         facts: Mapping[str, Any],
+        spent: Callable[[], Mapping[str, float]],
     ) -> None:
         self._config, self._folder = config, folder
         self._engine, self._ema = engine, ema
         self._display, self._run = display, run
         self._facts = dict(facts)
+        self._spent = spent
         self._is_main = engine.world.is_main
         self._saved_at = time.monotonic()
         self._best: float | None = None
+        self._last: Path | None = None
         self._signal = 0
 
     def listen(self) -> None:
@@ -86,32 +91,35 @@ class RunKeeper:
         parts = {"weights": self._engine.weights(), "optimizer": self._engine.optimizer_state()}
         if self._ema is not None:
             parts["ema"] = dict(self._ema.state_dict())
-        facts = self._facts | {"scale": self._engine.scale_state()}
+        facts = self._facts | {"scale": self._engine.scale_state(), "spent": dict(self._spent())}
 
         def write() -> None:
             checkpoint.save(self._folder.checkpoints, step, parts, facts=facts, metrics=metrics)
             keep, chosen_by = self._config.checkpoint.keep_last, self._config.registry
-            checkpoint.prune(self._folder.checkpoints, keep, chosen_by.metric, chosen_by.mode)
+            checkpoint.prune(self._folder.checkpoints, keep, chosen_by.metric, chosen_by.mode, step)
 
         distributed.on_main(self._engine.world, write)
+        self._last = self._folder.checkpoints / f"step-{step:08d}"
         if self.is_best(metrics):
             self._best = metrics[self._config.registry.metric]
         self._saved_at = time.monotonic()
 
-    def restored(self, found: Checkpoint) -> None:
-        """The run goes on from this checkpoint. All workers read the same folder, before any of them writes to it."""
+    def go_on_from(self, found: Checkpoint | None) -> None:
+        """The run starts from this checkpoint, or from nothing. All workers read the folder before any writes to it."""
+        if self._is_main:
+            self._folder.forget_after(found.step if found is not None else 0)
+        if found is None:
+            return
         for path in checkpoint.find(self._folder.checkpoints):
             with contextlib.suppress(CheckpointError):
                 kept = checkpoint.read(path)
                 if kept.step <= found.step and self.is_best(kept.metrics):
                     self._best = kept.metrics[self._config.registry.metric]
-        if self._is_main:
-            self._folder.forget_after(found.step)
+        self._last = found.path
 
     def last_saved(self) -> str:
-        """The newest checkpoint, for a message."""
-        newest = checkpoint.find(self._folder.checkpoints)
-        return f"checkpoint {newest[0]}" if newest else "the start (no checkpoint yet)"
+        """The newest good checkpoint, for a message."""
+        return f"checkpoint {self._last}" if self._last is not None else "the start (no checkpoint yet)"
 
     def stop_signal(self) -> int:
         """The number of the signal that asked this worker to stop, or 0."""

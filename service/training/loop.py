@@ -20,7 +20,7 @@ from service.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class Lengths:
-    """The job's durations in optimizer steps; 0 for never."""
+    """The job's durations in optimizer steps; `save` is 0 for never."""
 
     samples: int
     total: int
@@ -98,9 +98,11 @@ def train(
             config.schedule, config.optimizer.lr, step, lengths.total, lengths.samples, config.global_batch
         )
         gradient_norm = engine.step(rate, measure=records)
+        evaluates = done % lengths.evaluate == 0 or done == lengths.total
+        # Before the average takes them in: from here on all workers have the same BatchNorm statistics.
+        asked_to = watch.agree(done, flush=records or evaluates)
         if ema is not None:
             ema.update(engine.module, done)
-        asked_to = watch.agree(done, flush=records)
         meters.record_step(time.perf_counter() - began, waited_s)
         keeper.step(done)
         if records:
@@ -109,7 +111,7 @@ def train(
             state = {"lr": rate, "grad_norm": gradient_norm, "epoch": epoch}
             keeper.record({f"train/{name}": value for name, value in (summary | state).items()}, done)
         evaluated: dict[str, float] = {}
-        if done % lengths.evaluate == 0 or done == lengths.total:
+        if evaluates:
             evaluated = metrics = dict(evaluate())
             engine.train()
             keeper.record(evaluated, done)

@@ -15,18 +15,18 @@ from pipelines import datasets, loading, pretext
 from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.plan import View
-from service import bundle, config, machine, models, pictures, provenance, registry, resolution, tracking
+from service import bundle, config, machine, models, pictures, provenance, registry, report, tracking
 from service.bundle import Card
 from service.config import JobConfig
-from service.errors import CheckpointError, ConfigError, JobError, LorotError
-from service.models.heads import Classifier
+from service.errors import ConfigError, JobError, LorotError, StorageError
 from service.run_folder import RunFolder
-from service.training import checkpoint, console, distributed, evaluation, loop, objectives
+from service.training import console, distributed, evaluation, loop, objectives
 from service.training.distributed import World
 from service.training.ema import Ema
 from service.training.engine import Engine
 from service.training.keeper import RunKeeper
 from service.training.meters import Meters
+from service.training.starting_point import newest, start_from
 
 _log = logging.getLogger(__name__)
 
@@ -42,19 +42,24 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         job = config.load(given.config, given.overrides)
         folder = RunFolder(job.folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except (LorotError, OSError) as error:
+        folder.make()
+    except LorotError as error:
         print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 7)
-    if rank == 0:
-        folder.error.unlink(missing_ok=True)
-    terminal = console.capture(folder.log(rank))
+        return error.exit_code
+    launched = "LOROT_LAUNCHED" in os.environ
+    if rank == 0 and not launched:
+        folder.forget_error(before=psutil.Process().create_time())
+    try:
+        terminal = console.capture(folder.log(rank))
+    except OSError as error:
+        print(f"error: {folder.path}: cannot be written ({error.strerror})", file=sys.stderr)
+        return StorageError.exit_code
     try:
         work(job, folder, given.resume, terminal if rank == 0 else None)
     except BaseException as error:
         _log.exception("this worker ends here")
         folder.report_error(error)
-        if rank == 0 and "LOROT_LAUNCHED" not in os.environ:
+        if rank == 0 and not launched:
             # Without `lorot train`, which says it, nobody else would.
             terminal.write(f"error: {folder.read(folder.error.name).get('message', error)}\n")
         code = error.exit_code if isinstance(error, LorotError) else 1
@@ -87,8 +92,6 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
     num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
     torch.manual_seed(job.seed)
     model = models.build(job.model, len(train_set.classes), num_pretext)
-    if job.model.init_from:
-        start_from(model, job.model.init_from, job.tracking.uri)
     facts = {
         "seed": job.seed,
         "global_batch": job.global_batch,
@@ -96,9 +99,12 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         "samples_per_epoch": samples,
         "total_steps": lengths.total,
         "classes": list(train_set.classes),
+        "optimizer": job.optimizer.name,
     }
-    found = newest(folder, facts, model) if resume else None
+    found = newest(folder, facts, model, world) if resume else None
     first_step = found.step if found is not None else 0
+    if found is None and job.model.init_from:
+        start_from(model, job.model.init_from, job.tracking.uri)
     ema = Ema(model.to(world.device), job.ema.decay, job.ema.every) if job.ema is not None else None
     engine = Engine(job, model, world)
     if found is not None:
@@ -106,21 +112,13 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         engine.load_scale_state(found.facts.get("scale", {}))
         if ema is not None:
             ema.load_state_dict(found.tensors("ema"))
-    display = console.Display(terminal, lengths.total, first_step)
-    run = _open_run(job, folder, world, train_set, eval_set) if world.is_main else None
-    keeper = RunKeeper(job, folder, engine, ema, display, run, facts)
-    if found is not None:
-        keeper.restored(found)
-        display.say(f"going on from step {found.step} of {lengths.total}")
-    keeper.listen()
 
     view = View(**{name: getattr(job.data, name) for name in View.__dataclass_fields__})
-    threads = job.data.num_threads or max(1, machine.cores() // world.local_size)
     options: dict[str, Any] = {
         "rank": world.rank,
         "world_size": world.size,
         "device": world.device,
-        "num_threads": threads,
+        "num_threads": job.data.num_threads or max(1, machine.cores() // world.local_size),
         "prefetch": job.data.prefetch,
     }
     train_source = loading.Source(
@@ -133,20 +131,6 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         on_bad_image=job.data.on_bad_image,
     )
     eval_source = loading.Source(eval_set, view, pretext.load("none"), job.seed, on_bad_image=job.data.on_bad_image)
-    outcome: dict[str, Any] = {"skipped": {}, "confusion": None}
-
-    def evaluate() -> Mapping[str, float]:
-        network: Callable[..., Any] = ema.module if ema is not None else engine
-        (ema.module if ema is not None else engine.module).eval()
-        with (
-            loading.open_eval(job.data.loader, eval_source, batch_size=job.micro_batch, **options) as batches,
-            engine.autocast(),
-        ):
-            summary = evaluation.evaluate(network, batches, len(eval_set.classes), world)
-            outcome["skipped"] |= batches.skipped
-        outcome["confusion"] = summary.confusion
-        return {f"val/{name}": value for name, value in summary.metrics.items()}
-
     meters = Meters(
         len(train_set.classes),
         objectives.loss_names(job.objective.name),
@@ -154,8 +138,33 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         rank=world.rank,
         world_size=world.size,
     )
+    earlier = found.facts.get("spent", {}) if found is not None else {}
+    display = console.Display(terminal, lengths.total, first_step)
+    confusion: Any = None
+    left_out: dict[str, dict[int, str]] = {"train": {}, "eval": {}}
+
+    def evaluate() -> Mapping[str, float]:
+        nonlocal confusion
+        network: Callable[..., Any] = ema.module if ema is not None else engine
+        (ema.module if ema is not None else engine.module).eval()
+        with (
+            display.doing("evaluating"),
+            loading.open_eval(job.data.loader, eval_source, batch_size=job.micro_batch, **options) as batches,
+            engine.autocast(),
+        ):
+            summary = evaluation.evaluate(network, batches, len(eval_set.classes), world)
+            left_out["eval"] |= batches.skipped
+        confusion = summary.confusion
+        return {f"val/{name}": value for name, value in summary.metrics.items()}
+
+    run = _open_run(job, folder, world, train_set, eval_set, resume) if world.is_main else None
     status = "FAILED"
     try:
+        keeper = RunKeeper(job, folder, engine, ema, display, run, facts, lambda: _spent(world, began, earlier))
+        keeper.go_on_from(found)
+        if found is not None:
+            display.say(f"going on from step {found.step} of {lengths.total}")
+        keeper.listen()
         with loading.open_train(
             job.data.loader,
             train_source,
@@ -165,18 +174,20 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
             micro_batch=job.micro_batch,
             **options,
         ) as batches:
+            left_out["train"] = batches.skipped
             shown = _shown(batches, folder, train_set, view, run)
             metrics = loop.train(job, lengths, engine, ema, shown, meters, evaluate, keeper, first_step)
-            outcome["skipped"] |= batches.skipped
         if not metrics:
             metrics = dict(evaluate())
             keeper.record(metrics, lengths.total)
         weights = dict(ema.module.state_dict()) if ema is not None else engine.weights()
-        used = _spent(world, began)
-        skipped = int(distributed.all_sum(torch.tensor([len(outcome["skipped"])], device=world.device)))
-        if skipped:
-            display.say(f"{skipped} unreadable images were left out; {folder.log(world.rank)} names them")
-            _log.warning("left out: %s", outcome["skipped"])
+        used = _spent(world, began, earlier)
+        skipped = {split: len(distributed.union(set(bad), world)) for split, bad in left_out.items()}
+        if any(skipped.values()):
+            display.say(
+                f"left out as unreadable: {skipped['train']} training and {skipped['eval']} evaluation images; "
+                f"{folder.path}/log-rank*.txt name them"
+            )
         if run is not None:
             card = _card(job, train_set, view, num_pretext, metrics, run.run_id)
             done = {
@@ -184,12 +195,12 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
                 "data_digest": train_set.digest,
                 "versions": card.versions,
                 "metrics": metrics,
-                "images": (lengths.total - first_step) * job.global_batch,
+                "images": lengths.total * job.global_batch,
                 "skipped_images": skipped,
                 **used,
             }
-            finish(job, folder, run, card, weights, outcome["confusion"], done, display)
-        distributed.barrier()
+            with display.doing("registering"):
+                finish(job, folder, run, card, weights, confusion, done, display)
         status = "FINISHED"
     except JobError as error:
         status = "KILLED" if error.exit_code > 128 else "FAILED"
@@ -202,58 +213,6 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
                 display.say(notice)
     engine.close()
     distributed.disconnect()
-
-
-def start_from(model: Classifier, uri: str, tracking_uri: str | None) -> None:
-    """Give `model` the weights of another, as far as they fit; a head for other classes stays as it was drawn.
-
-    Raises:
-        CheckpointError: there is no such model, or its trunk is another network's.
-    """
-    folder = resolution.resolve(uri, tracking_uri).folder
-    weights = bundle.read_weights(folder, bundle.read_card(folder))
-    own = model.state_dict()
-    heads = ("fc.", "pretext_fc.")
-    fits = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
-    checkpoint.check_fit(
-        folder,
-        {name: value for name, value in weights.items() if not name.startswith(heads)},
-        {name: tuple(value.shape) for name, value in own.items() if not name.startswith(heads)},
-    )
-    model.load_state_dict(fits, strict=False)
-    _log.info("weights from %s; drawn anew: %s", uri, sorted(set(own) - set(fits)) or "nothing")
-
-
-def newest(folder: RunFolder, facts: Mapping[str, Any], model: Classifier) -> checkpoint.Checkpoint | None:
-    """The newest sound checkpoint, whose weights `model` then has; None if the run had not come to one.
-
-    Raises:
-        CheckpointError: none is sound, it is another job's (what differs), or another network's (which layers).
-    """
-    found, problems = checkpoint.newest(folder.checkpoints)
-    for problem in problems:
-        _log.warning("passed over: %s", problem)
-    if found is None:
-        if problems:
-            raise CheckpointError(
-                f"{folder.checkpoints}: no sound checkpoint:\n  " + "\n  ".join(problems) + "\n--restart begins anew"
-            )
-        return None
-    weights = found.tensors("weights")
-    checkpoint.check_fit(found.path, weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
-    differing = [
-        f"{name}: {found.facts.get(name)!r} then, {value!r} now"
-        for name, value in facts.items()
-        if found.facts.get(name) != value
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{found.path}: the job has changed since, and would not be the same run:\n  "
-            + "\n  ".join(differing)
-            + "\nset it back, or choose name=OTHER"
-        )
-    model.load_state_dict(weights)
-    return found
 
 
 def finish(
@@ -287,14 +246,17 @@ def finish(
             # Whatever the registry says: the training is done, and its results are not to be lost.
             folder.write(folder.summary.name, summary)
     run.log_artifact(folder.write(folder.summary.name, summary))
+    run.log_artifact(report.write(folder.path, folder.path / "report.html"))
 
 
 def _load(job: JobConfig, split: str) -> Manifest:
     return datasets.load(job.data.name, job.data.root, split, **job.data.options)
 
 
-def _open_run(job: JobConfig, folder: RunFolder, world: World, train_set: Manifest, eval_set: Manifest) -> tracking.Run:
-    earlier = folder.read("run.json")
+def _open_run(
+    job: JobConfig, folder: RunFolder, world: World, train_set: Manifest, eval_set: Manifest, resume: bool
+) -> tracking.Run:
+    earlier = folder.read("run.json") if resume else {}
     run = tracking.open_run(
         job.tracking,
         name=job.name,
@@ -359,14 +321,18 @@ def _card(
     )
 
 
-def _spent(world: World, began: float) -> dict[str, float]:
-    """Wall time since `began`, and what all workers have used since they started."""
+def _spent(world: World, began: float, earlier: Mapping[str, float]) -> dict[str, float]:
+    """Wall time since `began`, and what all workers have used since they started, on top of an earlier part's."""
     times = psutil.Process().cpu_times()
     own = torch.tensor(
         [times.user + times.system, loop.memory_bytes(world.device)], dtype=torch.float64, device=world.device
     )
     core_s, memory = distributed.all_sum(own).tolist()
-    return {"wall_s": time.time() - began, "cpu_core_s": core_s, "peak_memory_bytes": memory}
+    return {
+        "wall_s": earlier.get("wall_s", 0.0) + time.time() - began,
+        "cpu_core_s": earlier.get("cpu_core_s", 0.0) + core_s,
+        "peak_memory_bytes": max(earlier.get("peak_memory_bytes", 0.0), memory),
+    }
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import draw, index_files, write_files
 
 from pipelines import pretext
 from pipelines.errors import DataError, LorotError
 from pipelines.loading import Source, open_eval, open_train
 from pipelines.plan import View
 from pipelines.torch_reference import rotate_patch
+from tests.pipelines.conftest import draw, index_files, write_files
 
 KINDS = ["dali", "torch"]
 COUNT = 30
@@ -201,6 +201,15 @@ def test_skipping_in_training_takes_the_next_readable_sample(broken, kind):
         assert after.valid.all()
         kept = before.ids == after.ids
         assert torch.equal(before.images[kept], after.images[kept])
+
+
+def test_skipping_stays_within_the_samples_that_the_limit_keeps(broken):
+    source = source_of(broken, on_bad_image="skip", limit=6)
+    kept = set(source.order.members(np.arange(6)).tolist())
+    for sample in sorted(kept)[:3]:
+        damage(broken, sample, "empty")
+    seen = {sample for batch in train("torch", source) for sample in batch.ids.tolist()}
+    assert seen == set(sorted(kept)[3:])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import draw, write_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import dali, torch_reference
 from pipelines.plan import Plan, View
 from pipelines.torch_reference import rotate_patch
+from tests.pipelines.conftest import draw, write_pixels
 
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 

@@ -2,10 +2,10 @@ import io
 
 import numpy as np
 import pytest
-from conftest import draw
 from PIL import Image
 
 from pipelines.soundness import UnsoundError, check
+from tests.pipelines.conftest import draw
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM"]
 

@@ -175,6 +175,20 @@ def test_without_the_metric_only_the_newest_are_kept_and_damaged_ones_do_not_cou
     assert [path.name for path in checkpoint.find(tmp_path)] == ["step-00000003", "step-00000002"]
 
 
+def test_a_damaged_one_that_resume_passed_over_does_not_push_out_the_good_ones(tmp_path: Path) -> None:
+    write(tmp_path, 800, top1=0.5)
+    damaged = write(tmp_path, 900, top1=0.9).path / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 800
+    write(tmp_path, 850, top1=0.6)
+    checkpoint.prune(tmp_path, 1, "top1", "max", newest_step=850)
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 850
+
+
 def test_nan_is_no_metric(tmp_path: Path) -> None:
     write(tmp_path, 1, **{"val/top1": float("nan")})
     assert checkpoint.read(tmp_path / "step-00000001").metrics == {}

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines import datasets, loading, pretext
+from pipelines.plan import View
 from service import config, registry, tracking
 from service.run_folder import RunFolder
 
@@ -132,6 +134,39 @@ def test_the_run_folder_holds_what_the_report_and_the_registry_need(whole: Path,
         name[len("ema/module.") :]: value for name, value in tensors(whole).items() if name.startswith("ema/module.")
     }
     assert all(torch.equal(value, ema[name]) for name, value in model.state_dict().items())
+
+
+def test_the_registered_model_scores_what_was_measured(whole: Path, place: Path) -> None:
+    # With an average of weights the two workers would otherwise evaluate two networks and register one of them.
+    job = config.load(place / "job.yaml")
+    summary = json.loads((whole / "summary.json").read_text())
+    model, card, _ = registry.load("models:/whole@latest", job.tracking.uri)
+    manifest = datasets.load("demo", job.data.root, "val", **job.data.options)
+    source = loading.Source(manifest, View(**card.view), pretext.load("none"), seed=0)
+    total = 0.0
+    with torch.inference_mode(), loading.open_eval("dali", source, batch_size=61, num_threads=1) as batches:
+        for batch in batches:
+            total += float(torch.nn.functional.cross_entropy(model(batch.images).logits, batch.labels, reduction="sum"))
+    assert total / 61 == pytest.approx(summary["metrics"]["val/class_loss"], abs=1e-5)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_does_not_mix_with_the_next(place: Path) -> None:
+    short = (
+        "name=early",
+        "duration=4 steps",
+        "tracking.log_every=1 steps",
+        "checkpoint.every=null",
+        "registry.name=''",
+    )
+    dead = train(place, *short, "optimizer.lr=1e30", "schedule.warmup=0 steps")
+    assert dead.returncode == 4, dead.stderr
+    folder = RunFolder(place / "runs" / "early")
+    first = folder.read("run.json")["run_id"]
+    done = train(place, *short)
+    assert done.returncode == 0, done.stderr
+    assert folder.read("run.json")["run_id"] != first
+    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 4]
 
 
 def test_mlflow_has_one_run_with_parameters_metrics_and_files(whole: Path, place: Path) -> None:
