@@ -1,4 +1,4 @@
-"""What there is, as tables: registered models, and what a data set holds."""
+"""What there is: registered models, and what a data set holds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,20 +20,18 @@ def show_models(console: Console, tracking_uri: str | None = None) -> None:
     if not rows:
         console.print("no models are registered here yet; `lorot quickstart` or `lorot train CONFIG` registers one")
         return
-    table = Table(show_edge=False, pad_edge=False)
-    for heading in ("model", "aliases", "metrics", "trained on", "how", "run", "downstream", "created (UTC)"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(
-            f"{row.name}/{row.version}",
-            ", ".join(row.aliases),
-            _numbers(row.metrics),
-            row.data,
-            f"{row.objective}, {row.pretext}",
-            row.run_id,
-            _numbers(row.downstream),
-            f"{row.created:%Y-%m-%d %H:%M}",
-        )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, row in enumerate(rows):
+        if number:
+            table.add_row()
+        table.add_row(f"{row.name}/{row.version}", f"{row.created:%Y-%m-%d %H:%M} UTC  {', '.join(row.aliases)}")
+        table.add_row("  trained on", f"{row.data}, {row.objective}, pretext {row.pretext}")
+        table.add_row("  by run", f"{row.run_name} {row.run_id}")
+        table.add_row("  metrics", _numbers(row.metrics))
+        if row.downstream:
+            table.add_row("  downstream", _numbers(row.downstream))
     console.print(table, markup=False, highlight=False)
 
 
@@ -71,4 +69,4 @@ def show_data(console: Console, name: str, root: Path, split: str, options: Sequ
 
 
 def _numbers(values: Mapping[str, float]) -> str:
-    return "\n".join(f"{name} {value:.4g}" for name, value in values.items())
+    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))

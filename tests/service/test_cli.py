@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
-from service import cli, doctor, errors, help, quickstart
+from service import cli, doctor, errors, help, inventory, quickstart, registry
 from service.config import JobConfig, Section
 from service.jobs import local
 
@@ -200,3 +202,33 @@ def test_the_doctor_fails_only_for_what_every_job_needs(
 
 def test_the_quickstart_uses_the_configuration_of_the_checkout() -> None:
     assert quickstart.configuration() == ROOT / "configs" / "quickstart.yaml"
+
+
+def test_a_listed_model_shows_its_metrics_lineage_and_what_was_found_later_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = registry.Row(
+        name="lorot-demo",
+        version=3,
+        aliases=("best", "latest"),
+        metrics={"val/top1": 0.993},
+        data="demo",
+        data_digest="d" * 64,
+        pretext="lorot_e",
+        objective="multi_task",
+        run_name="quickstart",
+        run_id="8b20d604882149f6a0c2ed5e02a40296",
+        created=datetime(2026, 11, 22, 3, 35, tzinfo=UTC),
+        downstream={"wsol.gt_known@0.5": 0.943},
+    )
+    monkeypatch.setattr(registry, "list_models", lambda uri: [row])
+    inventory.show_models(Console(width=80))
+    shown = capsys.readouterr().out
+    for text in (
+        "lorot-demo/3",
+        "best, latest",
+        "val/top1 0.993",
+        "wsol.gt_known@0.5 0.943",
+        "quickstart 8b20d604882149f6a0c2ed5e02a40296",
+    ):
+        assert text in shown
