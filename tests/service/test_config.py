@@ -217,3 +217,11 @@ def test_the_run_folder_and_the_models_name_follow_from_the_configuration() -> N
 
 def test_the_dump_is_plain_yaml() -> None:
     assert yaml.safe_load(config.dump(JobConfig()))["schedule"]["warmup"] == "5 %"
+
+
+def test_deepspeeds_own_json_file_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"reduce_bucket_size": 1000}}')
+    assert config.resolve({"deepspeed": str(path)}).deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
+    with pytest.raises(ConfigError, match=r"deepspeed.*gone\.json"):
+        config.resolve({"deepspeed": str(tmp_path / "gone.json")})

@@ -180,6 +180,7 @@ def test_without_a_clip_norm_deepspeed_is_told_not_to_clip() -> None:
         ({"scheduler": {}}, ("scheduler", "schedule.name")),
         ({"bf16": {"enabled": True}}, ("bf16", "precision=bf16")),
         ({"elasticity": {}}, ("elasticity", "global_batch")),
+        ({"zero_optimization": True}, ("zero_optimization", "True", "block of keys")),
     ],
 )
 def test_a_deepspeed_key_that_contradicts_the_job_is_an_error_that_names_both(

@@ -259,6 +259,8 @@ def test_a_registered_model_gets_its_results_beside_it(
     registry.register(tmp_path / "model", name="squares", run_id=run.run_id, metric="val/top1")
     run.finish()
 
+    with pytest.raises(ConfigError, match="say where 'other' lies with --root"):
+        wsol.run("models:/squares@latest", data="other")
     result = wsol.run(
         "models:/squares@latest",
         loader="torch",
