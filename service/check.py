@@ -16,6 +16,7 @@ from service.config import JobConfig, ModelConfig
 from service.errors import DataError
 from service.jobs.local import num_workers
 from service.machine import shown_bytes
+from service.training.lengths import Lengths
 from service.training.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -118,14 +119,14 @@ def examine(job: JobConfig, workers: int | None = None) -> Findings:
 
 def plan(job: JobConfig, samples: int) -> Plan:
     """Steps, evaluations, checkpoints and learning rates of a run on a training set of `samples`."""
-    samples = min(samples, job.data.train_limit or samples)
-    sizes = {"samples_per_epoch": samples, "global_batch": job.global_batch}
-    total = job.duration.steps(**sizes)
-    every = job.evaluate_every.steps(**sizes, total_steps=total)
-    saved = job.checkpoint.every.steps(**sizes, total_steps=total) if job.checkpoint.every else 0
+    lengths = Lengths.of(job, samples)
+    total = lengths.total
     at = sorted({round(point * (total - 1) / (_POINTS - 1)) for point in range(_POINTS)})
-    rates = tuple(learning_rate(job.schedule, job.optimizer.lr, step, total, **sizes) for step in at)
-    return Plan(samples, total, math.ceil(total / every), math.ceil(total / saved) if saved else 0, rates)
+    rates = tuple(
+        learning_rate(job.schedule, job.optimizer.lr, step, total, lengths.samples, job.global_batch) for step in at
+    )
+    saves = math.ceil(total / lengths.save) if lengths.save else 0
+    return Plan(lengths.samples, total, math.ceil(total / lengths.evaluate), saves, rates)
 
 
 def num_pretext_labels(job: JobConfig) -> int:

@@ -61,11 +61,6 @@ def settings(config: JobConfig, *, world_size: int, num_parameters: int, device:
         ConfigError: `config.deepspeed` contradicts the job's own keys, sets what the job decides, or the batch does not
             divide.
     """
-    if config.optimizer.name == "lamb" and config.zero_stage:
-        raise ConfigError(
-            f"optimizer.name: lamb needs whole layers and zero_stage {config.zero_stage} cuts them; "
-            "use zero_stage=0 or adamw"
-        )
     dtype = autocast_dtype(config, device)
     on_gpu = device.type == "cuda"
     ours: dict[str, Any] = {

@@ -14,34 +14,9 @@ from service.errors import JobError, NonFiniteLossError
 from service.training import distributed, objectives
 from service.training.ema import Ema
 from service.training.engine import Engine
+from service.training.lengths import Lengths
 from service.training.meters import Meters
 from service.training.schedule import learning_rate
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """The job's durations in optimizer steps; `save` is 0 for never."""
-
-    samples: int
-    total: int
-    record: int
-    evaluate: int
-    save: int
-
-    @classmethod
-    def of(cls, config: JobConfig, samples: int) -> "Lengths":
-        """For a training set of `samples`."""
-        sizes = {"samples_per_epoch": samples, "global_batch": config.global_batch}
-        total = config.duration.steps(**sizes)
-        sizes["total_steps"] = total
-        save = config.checkpoint.every
-        return cls(
-            samples,
-            total,
-            config.tracking.log_every.steps(**sizes),
-            config.evaluate_every.steps(**sizes),
-            save.steps(**sizes) if save is not None else 0,
-        )
 
 
 class Keeper(Protocol):

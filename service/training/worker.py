@@ -25,6 +25,7 @@ from service.training.distributed import World
 from service.training.ema import Ema
 from service.training.engine import Engine
 from service.training.keeper import RunKeeper
+from service.training.lengths import Lengths
 from service.training.meters import Meters
 from service.training.starting_point import newest, start_from
 
@@ -86,8 +87,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
             f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} "
             f"has {len(train_set.classes)}, or they are named differently"
         )
-    samples = min(len(train_set), job.data.train_limit or len(train_set))
-    lengths = loop.Lengths.of(job, samples)
+    lengths = Lengths.of(job, len(train_set))
     task = pretext.load(job.pretext.name, **job.pretext.options)
     num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
     torch.manual_seed(job.seed)
@@ -96,7 +96,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         "seed": job.seed,
         "global_batch": job.global_batch,
         "data_digest": train_set.digest,
-        "samples_per_epoch": samples,
+        "samples_per_epoch": lengths.samples,
         "total_steps": lengths.total,
         "classes": list(train_set.classes),
         "optimizer": job.optimizer.name,
