@@ -131,7 +131,9 @@ def plan(job: JobConfig, samples: int) -> Plan:
 
 def num_pretext_labels(job: JobConfig) -> int:
     """Outputs of the pretext head: 0 if the objective has no pretext loss."""
-    if job.objective.name not in ("multi_task", "parallel_task"):
+    from service.training import objectives
+
+    if not objectives.learns_pretext(job.objective.name):
         return 0
     return pretext.load(job.pretext.name, **job.pretext.options).num_labels
 

@@ -76,6 +76,11 @@ class Checkpoint:
                 raise CheckpointError(f"{path}: its SHA-256 is not the one written down; it is damaged")
 
 
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
+    return folder / f"step-{step:08d}"
+
+
 def save(
     folder: Path,
     step: int,
@@ -96,7 +101,7 @@ def save(
     Raises:
         StorageError: the disk is full or cannot be written. What was there before is still there.
     """
-    target = folder / f"step-{step:08d}"
+    target = place(folder, step)
     beside = folder / f".{target.name}.writing"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ class RunKeeper:
             checkpoint.prune(self._folder.checkpoints, keep, chosen_by.metric, chosen_by.mode, step)
 
         distributed.on_main(self._engine.world, write)
-        self._last = self._folder.checkpoints / f"step-{step:08d}"
+        self._last = checkpoint.place(self._folder.checkpoints, step)
         if self.is_best(metrics):
             self._best = metrics[self._config.registry.metric]
         self._saved_at = time.monotonic()

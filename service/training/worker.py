@@ -1,6 +1,7 @@
 """What torchrun starts on every worker: `... -m service.training.worker CONFIG [key.sub=value ...] [--resume]`."""
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -303,7 +304,7 @@ def _card(
     return Card(
         model=job.model.model_dump(mode="json"),
         classes=tuple(train_set.classes),
-        view={name: getattr(view, name) for name in View.__dataclass_fields__},
+        view=dataclasses.asdict(view),
         data=job.data.name,
         data_digest=train_set.digest,
         data_options=dict(job.data.options),
