@@ -14,7 +14,7 @@ WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUD
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint test-integration bench variants clean
+.PHONY: help setup quickstart test lint test-integration bench bench-data variants clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,9 @@ bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \
 	  --model resnet_small --micro-batch 64 --rounds 40
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.pretext_cost
+
+bench-data: setup ## loaders side by side in one run: three quarters of an hour; fills .bench (see tests/benchmarks/data)
+	$(BIN)/python -m tests.benchmarks.data
 
 variants: setup ## the paper's variants on Fashion-MNIST, three seeds each: a quarter of an hour (Debian: dataset-fashion-mnist)
 	$(BIN)/python -m tests.benchmarks.variants

@@ -18,14 +18,18 @@ def folder(root: Path) -> Path:
         DataError: neither can be written.
     """
     own = root / ".lorot"
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorot" / key
+    user = user_folder(hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16])
     for candidate in (own, user):
         with contextlib.suppress(OSError):
             candidate.mkdir(parents=True, exist_ok=True)
             if os.access(candidate, os.W_OK | os.X_OK):
                 return candidate
     raise DataError(f"neither {own} nor {user} can be written; make one writable, or set XDG_CACHE_HOME")
+
+
+def user_folder(name: str) -> Path:
+    """A folder below the user's cache folder, not yet created."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorot" / name
 
 
 @contextlib.contextmanager

@@ -93,16 +93,43 @@ def read(path: Path) -> Annotation:
         raise DataError(f"{path}: no CLS-LOC annotation, {error}; restore or remove it") from None
 
 
-def fit(annotation: Annotation, height: int, width: int) -> np.ndarray:
-    """(M, 4) float32 boxes on an image of this size: scaled if the image was resized since, clipped; empty ones go.
+def fit(annotation: Annotation, height: int, width: int, orientation: int = 1) -> np.ndarray:
+    """(M, 4) float32 boxes on an image shown at this size: scaled if it was resized since, clipped; empty ones go.
+
+    ImageNet was annotated in browsers that did not look at EXIF, so the boxes lie on the image as it is stored, and are
+    turned as it is. If the annotation's own size says that it was shown upright to the annotator, they stay.
 
     The file's maxima are taken as the half-open ends. With a size of 0 (unreadable image) the boxes stay as they are.
+
+    Args:
+        height, width: of the image as shown, pixels.
+        orientation: EXIF's 1 to 8; how the stored image is turned to be shown.
     """
     boxes = annotation.boxes
     if not height or not width:
         return boxes
-    if annotation.height and annotation.width and (annotation.height, annotation.width) != (height, width):
-        across, down = width / annotation.width, height / annotation.height
+    noted = annotation.height, annotation.width
+    sideways = orientation >= 5
+    # Both tall, or both wide.
+    upright = sideways and (noted[0] - noted[1]) * (height - width) > 0
+    stored = (width, height) if sideways and not upright else (height, width)
+    if all(noted) and noted != stored:
+        across, down = stored[1] / noted[1], stored[0] / noted[0]
         boxes = boxes * np.array([across, down, across, down], np.float32)
+    if not upright:
+        boxes = _turn(boxes, *stored, orientation)
     boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+
+def _turn(boxes: np.ndarray, height: int, width: int, orientation: int) -> np.ndarray:
+    """Boxes (M, 4) of an image stored with this size, where they lie when it is shown (EXIF 2.32, tag 274)."""
+    left, top, right, bottom = boxes.T
+    # Which of the stored sides the shown rows and columns begin with.
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    if orientation >= 5:
+        left, top, right, bottom = top, left, bottom, right
+    return np.stack([left, top, right, bottom], axis=1)

@@ -11,3 +11,13 @@ class DataError(LorotError):
     """Missing, unreadable or inconsistent data."""
 
     exit_code = 3
+
+
+class UnreachableError(DataError):
+    """The storage itself does not answer: no sample is to blame, so none is left out for it."""
+
+
+class FullDiskError(DataError):
+    """Data could not be written for want of room; what was finished before stays."""
+
+    exit_code = 7

@@ -1,5 +1,6 @@
 """The files of a data folder: which there are, whether they changed, and what their headers say."""
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -12,12 +13,14 @@ import numpy as np
 
 from pipelines import image_header
 from pipelines.errors import DataError
+from pipelines.image_header import HeaderError
 
 # Files opened at once. One thread reads as fast as several from a warm cache; they overlap the waiting on a cold or
 # a network disk, and the wait is all there is to overlap, so there may be many more of them than cores.
 READERS = 16
 # Nearly every header lies within the first bytes, which also serve to tell files of one name and size apart.
 FIRST_BYTES = 4096
+_UNREADABLE = (0, 0, 1)
 
 
 class File(NamedTuple):
@@ -29,11 +32,18 @@ class File(NamedTuple):
 
 
 class Headers(NamedTuple):
-    """(N,) int64 heights and widths in pixels, 0 where unreadable, and (N,) uint64 hashes of the first bytes."""
+    """What the headers of N images say.
+
+    Attributes:
+        heights, widths: (N,) int64 pixels of the image as shown (EXIF orientation applied), 0 where unreadable.
+        hashes: (N,) uint64 of the first bytes.
+        orientations: (N,) uint8, EXIF's 1 to 8: how the stored picture is turned to be shown.
+    """
 
     heights: np.ndarray
     widths: np.ndarray
     hashes: np.ndarray
+    orientations: np.ndarray
 
 
 def files(root: Path, folder: str = "", endings: tuple[str, ...] = ()) -> list[File]:
@@ -96,19 +106,19 @@ def fingerprint(listing: Iterable[File], *more: object) -> str:
 
 def read_headers(root: Path, paths: Sequence[str]) -> Headers:
     """The headers of encoded images, in parallel; heights and widths are 0 for a file that has no readable one."""
-    table = np.zeros((len(paths), 2), np.int64)
+    table = np.zeros((len(paths), 3), np.int64)
     hashes = np.zeros(len(paths), np.uint64)
 
     def read(start: int, stop: int) -> None:
         for index in range(start, stop):
-            table[index, 0], table[index, 1], hashes[index] = _header(f"{root}/{paths[index]}")
+            table[index], hashes[index] = _header(f"{root}/{paths[index]}")
 
     # Handing over single files would cost more than reading them.
     starts = range(0, len(paths), 256)
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(lambda start: read(start, min(start + 256, len(paths))), starts):
             pass
-    return Headers(table[:, 0].copy(), table[:, 1].copy(), hashes)
+    return Headers(table[:, 0].copy(), table[:, 1].copy(), hashes, table[:, 2].astype(np.uint8))
 
 
 def digest(parts: Iterable[object]) -> str:
@@ -124,25 +134,26 @@ def digest(parts: Iterable[object]) -> str:
     return hashed.hexdigest()
 
 
-def _header(path: str) -> tuple[int, int, int]:
+def _header(path: str) -> tuple[tuple[int, int, int], int]:
+    """(height, width, orientation), and the hash of the first bytes."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
-        return 0, 0, 0
+        return _UNREADABLE, 0
     try:
         first = os.read(descriptor, FIRST_BYTES)
         header = image_header.parse(first)
         if header is None and len(first) == FIRST_BYTES:
-            # A long EXIF or ICC block stands before it.
-            with open(descriptor, "rb", closefd=False) as stream:
-                stream.seek(0)
-                header = image_header.parse_stream(stream)
+            # A long EXIF or ICC block stands before it; or a format that is known by its end as well. Unbuffered,
+            # since nearly all that is read is a few bytes far apart.
+            with open(descriptor, "rb", buffering=0, closefd=False) as stream, contextlib.suppress(HeaderError):
+                header = image_header.read(stream)
     except OSError:
-        return 0, 0, 0
+        return _UNREADABLE, 0
     finally:
         os.close(descriptor)
     hashed = int.from_bytes(hashlib.blake2b(first, digest_size=8).digest(), "little")
-    return (header.height, header.width, hashed) if header else (0, 0, hashed)
+    return (header.height, header.width, header.orientation) if header else _UNREADABLE, hashed
 
 
 def _refuse_unreadable_name(root: Path, path: str) -> None:

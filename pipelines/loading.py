@@ -1,13 +1,14 @@
 """Batches for a worker, from either rendering: what training and evaluation open.
 
 Reading runs ahead on threads, rendering runs ahead of what is asked for, and the batches are the same whatever the
-number of threads, the depth of the queues, the world size or the step that loading starts at.
+number of threads, the depth of the queues, the memory allowed, the world size or the step that loading starts at.
 """
 
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -15,14 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import torch_reference
 from pipelines.batch import Batch
 from pipelines.errors import DataError, LorotError
 from pipelines.plan import Plan, take
-from pipelines.reading import Evaluation, Reader, Source, Training, Work
+from pipelines.readahead import Fetch, Readahead
+from pipelines.reading import Evaluation, Reader, Sample, Source, Training, Work
 from pipelines.soundness import UnsoundError
 
 __all__ = ["Loader", "Source", "open_eval", "open_train"]
+
+# What reading may take, if nobody says otherwise.
+READ_THREADS = 64
+READAHEAD_MB = 256
+READ_TIMEOUT_S = 120.0
 
 
 class Renderer(Protocol):
@@ -33,13 +39,13 @@ class Renderer(Protocol):
     @property
     def ready(self) -> bool: ...
 
-    def prepare(self, samples: list[np.ndarray], plan: Plan) -> Any: ...
+    def prepare(self, samples: Sequence[Sample], plan: Plan) -> Any: ...
 
     def submit(self, prepared: Any) -> None: ...
 
     def collect(self) -> Tensor: ...
 
-    def fault(self, sample: np.ndarray, plan: Plan) -> str | None: ...
+    def fault(self, sample: Sample, plan: Plan) -> str | None: ...
 
     def close(self) -> None: ...
 
@@ -57,19 +63,40 @@ def open_train(
     device: str | torch.device = "cpu",
     num_threads: int = 0,
     prefetch: int = 2,
+    dtype: str = "float32",
+    read_threads: int = READ_THREADS,
+    readahead_mb: int = READAHEAD_MB,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> "Loader":
     """This worker's micro-batches of steps start_step to stop_step - 1, accumulation-major inside a step.
 
     Args:
-        kind: "dali", or "torch" for the plain reference.
-        num_threads: for reading and decoding; 0: the machine's cores / world_size.
+        kind: "dali"; "stock", DALI with its own operators only; or "torch" for the plain reference.
+        num_threads: for decoding; 0: the machine's cores / world_size.
         prefetch: batches rendered ahead.
+        dtype: of the images: "float32", "float16", "bfloat16", or "uint8", which is not normalised.
+        read_threads: at most so many read at once; as many are started as the storage's latency asks for.
+        readahead_mb: encoded samples held and not yet rendered, 10**6 bytes; one batch is always allowed.
+        read_timeout_s: a read that takes longer ends the loading.
 
     Raises:
-        LorotError: the global batch is no multiple of world_size * micro_batch, or `kind` does not exist.
+        LorotError: the global batch is no multiple of world_size * micro_batch, or `kind` or `dtype` does not exist.
     """
-    schedule = Training(source.order, start_step, stop_step, global_batch, micro_batch, rank, world_size)
-    return _open(kind, source, schedule, micro_batch, world_size, device, num_threads, prefetch)
+    schedule = Training(
+        source.sequence, start_step, stop_step, global_batch, micro_batch, rank, world_size, source.repeats
+    )
+    return _open(
+        kind,
+        source,
+        schedule,
+        micro_batch,
+        world_size,
+        device,
+        num_threads,
+        prefetch,
+        dtype,
+        (read_threads, readahead_mb, read_timeout_s),
+    )
 
 
 def open_eval(
@@ -82,16 +109,31 @@ def open_eval(
     device: str | torch.device = "cpu",
     num_threads: int = 0,
     prefetch: int = 2,
+    dtype: str = "float32",
+    read_threads: int = READ_THREADS,
+    readahead_mb: int = READAHEAD_MB,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> "Loader":
     """This worker's share of one pass over all samples; every rank gets as many batches, all of `batch_size`.
 
-    What fills up the last ones has `valid` False.
+    What fills up the last ones has `valid` False. Arguments are those of `open_train`.
 
     Raises:
-        LorotError: `kind` does not exist.
+        LorotError: `kind` or `dtype` does not exist.
     """
-    schedule = Evaluation(source.order, batch_size, rank, world_size)
-    return _open(kind, source, schedule, batch_size, world_size, device, num_threads, prefetch)
+    schedule = Evaluation(source.sequence, batch_size, rank, world_size)
+    return _open(
+        kind,
+        source,
+        schedule,
+        batch_size,
+        world_size,
+        device,
+        num_threads,
+        prefetch,
+        dtype,
+        (read_threads, readahead_mb, read_timeout_s),
+    )
 
 
 class Loader:
@@ -101,6 +143,8 @@ class Loader:
 
     Attributes:
         skipped: bad samples met so far, id -> where it lies and why it is bad.
+        waited_s: how long the caller has waited for batches.
+        rendered: batches rendered so far, those not yet asked for included.
     """
 
     def __init__(
@@ -111,24 +155,36 @@ class Loader:
         device: str | torch.device,
         num_threads: int,
         prefetch: int,
+        read_threads: int = READ_THREADS,
+        readahead_mb: float = READAHEAD_MB,
+        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         """`renderer(depth)` makes one that renders `depth` batches ahead."""
         self.skipped: dict[int, str] = {}
+        self.waited_s = 0.0
+        self.rendered = 0
         self._reader = reader
         self._make_renderer = renderer
         self._device = device
         self._prefetch = prefetch
-        self._ahead = max(prefetch, num_threads)
-        self._requested = self._rendered = self._delivered = 0
-        self._pending: deque[Future[tuple[Work, Any]]] = deque()
-        self._rendering: deque[Work] = deque()
+        self._delivered = 0
+        self._rendering: deque[tuple[Fetch, Work]] = deque()
+        self._ahead: Readahead | None = None
         self._closed = len(self) == 0
         if not self._closed:
-            self._readers = ThreadPoolExecutor(num_threads, thread_name_prefix="reader")
-            self._driver = ThreadPoolExecutor(1, thread_name_prefix="renderer")
             self._renderer = renderer(min(prefetch, len(self)))
-            self._read_ahead()
-            self._next = self._driver.submit(self._render_next)
+            self._ahead = Readahead(
+                reader,
+                self._prepare,
+                depth=max(prefetch, num_threads),
+                read_threads=read_threads,
+                prepare_threads=num_threads,
+                limit_bytes=int(readahead_mb * 10**6),
+                timeout_s=read_timeout_s,
+            )
+            self._ahead.fill()
+            self._driver = ThreadPoolExecutor(1, thread_name_prefix="renderer")
+            self._next = self._driver.submit(self._render_next, self._ahead)
 
     def __len__(self) -> int:
         """Batches in all, those already delivered included."""
@@ -138,19 +194,21 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        if self._closed:
+        if self._closed or self._ahead is None:
             raise StopIteration
+        began = time.perf_counter()
         try:
             batch, skipped = self._next.result()
         except BaseException:
             self.close()
             raise
+        self.waited_s += time.perf_counter() - began
         self._delivered += 1
         self.skipped.update(skipped)
         if self._delivered == len(self):
             self.close()
         else:
-            self._next = self._driver.submit(self._render_next)
+            self._next = self._driver.submit(self._render_next, self._ahead)
         return batch
 
     def __enter__(self) -> "Loader":
@@ -161,68 +219,87 @@ class Loader:
     ) -> None:
         self.close()
 
+    @property
+    def read_wait_s(self) -> float:
+        """How long rendering has waited for batches to be read and prepared."""
+        return self._ahead.wait_s if self._ahead is not None else 0.0
+
+    @property
+    def peak_read_bytes(self) -> int:
+        """The most encoded bytes that were held and not yet rendered."""
+        return self._ahead.peak_bytes if self._ahead is not None else 0
+
+    @property
+    def num_read_threads(self) -> int:
+        """Reading threads started so far."""
+        return self._ahead.num_threads if self._ahead is not None else 0
+
     def close(self) -> None:
         """End the threads and free the buffers; batches that were handed out stay valid."""
-        if self._closed:
+        if self._closed or self._ahead is None:
             return
         self._closed = True
+        # First, so that the driver does not wait for what never comes.
+        self._ahead.stop()
         self._driver.shutdown(wait=True, cancel_futures=True)
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
+        self._ahead.close()
         self._rendering.clear()
         self._renderer.close()
 
-    def _render_next(self) -> tuple[Batch, dict[int, str]]:
+    def _render_next(self, ahead: Readahead) -> tuple[Batch, dict[int, str]]:
         """The next batch, with the samples skipped for it. Runs on the driving thread, as all below but `_prepare`."""
         while True:
-            self._submit_ready(wait=True)
+            self._submit_ready(ahead, wait=True)
             try:
                 images = self._renderer.collect()
                 break
             except UnsoundError as error:
-                self._recover(error)
-        work = self._rendering.popleft()
-        self._rendered += 1
+                self._recover(ahead, error)
+        fetch, work = self._rendering.popleft()
+        self.rendered += 1
+        ahead.release(fetch)
         # So that rendering goes on while nobody asks.
-        self._submit_ready(wait=False)
+        self._submit_ready(ahead, wait=False)
         return _assemble(work, images, self._reader.source.manifest.labels, self._device), work.skipped
 
-    def _submit_ready(self, wait: bool) -> None:
+    def _submit_ready(self, ahead: Readahead, wait: bool) -> None:
         """Give the renderer what has been read; wait only if it has nothing else to render, and only with `wait`."""
-        while self._pending and len(self._rendering) < self._renderer.depth:
-            future = self._pending[0]
+        while len(self._rendering) < self._renderer.depth and self.rendered + len(self._rendering) < len(self):
             starved = wait and (not self._rendering or not self._renderer.ready)
-            # A bad sample is reported when its batch's turn has come.
-            if not starved and (not future.done() or future.exception() is not None):
+            taken = ahead.take(wait=starved)
+            if taken is not None:
+                fetch, work, prepared = taken
+                self._renderer.submit(prepared)
+                self._rendering.append((fetch, work))
+            elif starved:
+                # It starts with `depth` batches at once, of which memory allows only those that it has.
+                self._shorten()
+            else:
                 return
-            work, prepared = future.result()
-            self._pending.popleft()
-            self._renderer.submit(prepared)
-            self._rendering.append(work)
-            self._read_ahead()
 
-    def _read_ahead(self) -> None:
-        while len(self._pending) < self._ahead and self._requested < len(self):
-            self._pending.append(self._readers.submit(self._prepare, self._requested))
-            self._requested += 1
+    def _prepare(self, work: Work) -> Any:
+        """What the renderer takes, or None if a sample turned out to be bad and was rejected."""
+        try:
+            return self._renderer.prepare(work.samples, work.plan)
+        except UnsoundError as error:
+            self._reject_faulty([work], error)
+            return None
 
-    def _prepare(self, index: int) -> tuple[Work, Any]:
-        while True:
-            work = self._reader.load(index)
-            try:
-                return work, self._renderer.prepare(work.samples, work.plan)
-            except UnsoundError as error:
-                self._reject_faulty([work], error)
+    def _shorten(self) -> None:
+        """Make the renderer one that renders no more batches at once than are in the queue."""
+        self._renderer.close()
+        self._renderer = self._make_renderer(len(self._rendering))
+        for _, work in self._rendering:
+            self._renderer.submit(self._renderer.prepare(work.samples, work.plan))
 
-    def _recover(self, error: UnsoundError) -> None:
+    def _recover(self, ahead: Readahead, error: UnsoundError) -> None:
         """After a sample that passed as sound broke the renderer: find it, and render again what was in the queue."""
         lost = list(self._rendering)
-        self._reject_faulty(lost, error)
+        self._reject_faulty([work for _, work in lost], error)
         self._rendering.clear()
         self._renderer.close()
-        self._renderer = self._make_renderer(min(self._prefetch, len(self) - self._rendered))
-        again = [self._readers.submit(self._prepare, work.index) for work in lost]
-        self._pending.extendleft(reversed(again))
+        self._renderer = self._make_renderer(min(self._prefetch, len(self) - self.rendered))
+        ahead.again([fetch for fetch, _ in lost])
 
     def _reject_faulty(self, works: list[Work], error: UnsoundError) -> None:
         found = False
@@ -245,34 +322,54 @@ def _open(
     device: str | torch.device,
     num_threads: int,
     prefetch: int,
+    dtype: str,
+    reading: tuple[int, float, float],
 ) -> Loader:
     num_threads = num_threads or max(1, (os.cpu_count() or 1) // world_size)
-    renderer = _renderer(kind, source, isinstance(schedule, Training), batch_size, str(device), num_threads)
-    return Loader(Reader(source, schedule), renderer, device=device, num_threads=num_threads, prefetch=prefetch)
+    renderer = _renderer(kind, source, isinstance(schedule, Training), batch_size, str(device), num_threads, dtype)
+    read_threads, readahead_mb, read_timeout_s = reading
+    return Loader(
+        Reader(source, schedule),
+        renderer,
+        device=device,
+        num_threads=num_threads,
+        prefetch=prefetch,
+        read_threads=read_threads,
+        readahead_mb=readahead_mb,
+        read_timeout_s=read_timeout_s,
+    )
 
 
 def _renderer(
-    kind: str, source: Source, training: bool, batch_size: int, device: str, num_threads: int
+    kind: str, source: Source, training: bool, batch_size: int, device: str, num_threads: int, dtype: str = "float32"
 ) -> Callable[[int], Renderer]:
+    # Both only where they are used: either takes seconds to import, and DALI is not to be had everywhere.
     if kind == "torch":
-        return lambda depth: torch_reference.Renderer(source.view, source.render_pretext)
-    if kind != "dali":
-        raise LorotError(f"loader {kind!r} does not exist; there are dali, torch")
+        from pipelines import torch_reference
+
+        return lambda depth: torch_reference.Renderer(source.view, source.render_pretext, dtype=dtype)
+    if kind not in ("dali", "stock"):
+        raise LorotError(f"loader {kind!r} does not exist; there are dali, stock, torch")
     # Only here: DALI takes a second to import and is not to be had everywhere.
     from pipelines import dali
 
     view, manifest = source.view, source.manifest
     inside = {"random_resized": "inside", "pad": "pads" if training else "whole", "whole": "whole"}
+    sizes = source.all_sizes if training else (view.eval_size or view.size,)
     graph = dali.Graph(
         view=view,
         encoded=manifest.encoded,
         window=inside[view.crop],
-        resizes=view.crop == "random_resized" or not _all_of_size(view.size, manifest.heights, manifest.widths),
+        resizes=view.crop == "random_resized"
+        or len(sizes) > 1
+        or not _all_of_size(sizes[0], manifest.heights, manifest.widths),
         flips=training and view.flip,
         rotates=training and source.render_pretext and source.task.num_labels > 0,
+        slots=tuple(slot for part in view.augment for slot in part.slots) if training else (),
+        dtype=dtype,
     )
     return lambda depth: dali.Renderer(
-        graph, device=device, batch_size=batch_size, num_threads=num_threads, depth=depth
+        graph, device=device, batch_size=batch_size, num_threads=num_threads, depth=depth, stock=kind == "stock"
     )
 
 

@@ -3,7 +3,9 @@
 An Arrow IPC file of one record batch, memory-mapped: opening costs the same for a thousand samples as for a hundred
 million, all processes of a machine share its pages, and the numeric columns are numpy views of the file.
 
-A sample is either an encoded file below `root` (`Manifest.encoded`) or a row of a `.npy` array of pixels, mapped too.
+A sample is an encoded file below `root`, or a piece of a shard (a tar file) there (`Manifest.encoded` is true of both);
+or it is a row of a `.npy` array of pixels beside the manifest, mapped too. The root may be a URL: what lies below it is
+read through `pipelines.files`; the manifest itself is a local file.
 An image whose header could not be read stays in the manifest with height and width 0: the loader's `on_bad_image`
 decides what becomes of it when its turn comes (it must not plan a window for it).
 """
@@ -21,9 +23,12 @@ import pyarrow as pa
 
 from pipelines import cache, masks
 from pipelines.errors import DataError
+from pipelines.files import Files, open_files
 
-FORMAT = 1
+FORMAT = 2
 _KEY = b"lorot.manifest"
+# Columns that say where in a shard a sample lies.
+_PLACES = ("shard", "offset", "size", "mask_offset", "mask_size")
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,17 @@ class Rows:
     """What a manifest holds, as columns over N samples; paths are relative to the root, with forward slashes.
 
     Attributes:
-        labels, heights, widths: (N,) int64; sizes in pixels, 0 if the header is unreadable.
-        paths: N encoded files, or none if an array holds the pixels (`Heading.array`).
+        labels, heights, widths: (N,) int64; sizes in pixels of the image as shown (EXIF orientation applied), 0 if the
+            header is unreadable.
+        paths: N encoded files; with shards, what the samples were made from; none if an array holds the pixels
+            (`Heading.array`).
         box_counts: (N,) int64 boxes of each sample, or none.
         boxes: (sum of counts, 4) float32 (x_min, y_min, x_max, y_max), half-open, source pixels.
         mask_paths: N image files whose non-zero pixels are the object, or none; "" for a sample without.
+        shards, offsets, sizes: (N,) int32 indices into `Heading.shards`, (N,) int64 first byte in it, and (N,) int64
+            bytes of each encoded sample; or none of the three.
+        mask_offsets, mask_sizes: (N,) int64, the same for the mask's file in the same shard; size 0 without one.
+        checksums: (N,) uint64 `shards.checksum` of each sample's bytes and its mask's, or none.
     """
 
     labels: np.ndarray
@@ -45,6 +56,12 @@ class Rows:
     box_counts: np.ndarray | None = None
     boxes: np.ndarray | None = None
     mask_paths: list[str] | None = None
+    shards: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    mask_offsets: np.ndarray | None = None
+    mask_sizes: np.ndarray | None = None
+    checksums: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Heading:
         fingerprint: changes whenever a file it was made from does (path, size, modification time) or an option.
         array: name of the `.npy` file beside the manifest that holds the pixels, (N, H, W) or (N, H, W, 3) uint8.
         mask_threshold: the mask of a row of the array is where any channel is above this; no masks if none.
+        shards: paths of the shards, relative to the root; empty if samples are files or rows of the array.
     """
 
     name: str
@@ -69,6 +87,7 @@ class Heading:
     fingerprint: str
     array: str | None = None
     mask_threshold: int | None = None
+    shards: tuple[str, ...] = ()
 
 
 class Manifest:
@@ -76,27 +95,34 @@ class Manifest:
 
     Attributes:
         path: the manifest's own file; `Manifest.open(path, root)` opens it again without looking at the data.
-        root: the folder that the samples lie in.
+        root: the folder that the samples lie in, or its URL.
+        files: what reads below the root.
         labels, heights, widths: (N,) int64 views of the file.
         encoded: whether `read` yields encoded files or pixels.
+        sizes, checksums: (N,) int64 and uint64 views of the file, as in `Rows`, or None.
     """
 
-    def __init__(self, path: Path, root: Path, heading: Heading, batch: pa.RecordBatch) -> None:
+    def __init__(self, path: Path, root: Path | str, heading: Heading, batch: pa.RecordBatch) -> None:
         self.path = path
         self.root = root
+        self.files: Files = open_files(root)
         self.heading = heading
-        self.labels: np.ndarray = batch.column("label").to_numpy()
-        self.heights: np.ndarray = batch.column("height").to_numpy()
-        self.widths: np.ndarray = batch.column("width").to_numpy()
+        self.labels: np.ndarray = _view(batch.column("label"))
+        self.heights: np.ndarray = _view(batch.column("height"))
+        self.widths: np.ndarray = _view(batch.column("width"))
         self.encoded = heading.array is None
         names = batch.schema.names
         self._paths = batch.column("path") if "path" in names else None
         self._mask_paths = batch.column("mask_path") if "mask_path" in names else None
+        self._shards, self._offsets, self.sizes, self._mask_offsets, self._mask_sizes = (
+            _view(batch.column(name)) if name in names else None for name in _PLACES
+        )
+        self.checksums: np.ndarray | None = _view(batch.column("checksum")) if "checksum" in names else None
         self._box_offsets: np.ndarray | None = None
         if "boxes" in names:
             column = batch.column("boxes")
-            self._box_offsets = column.offsets.to_numpy()
-            self._boxes: np.ndarray = column.values.flatten().to_numpy().reshape(-1, 4)
+            self._box_offsets = _view(column.offsets)
+            self._boxes: np.ndarray = _view(column.values.flatten()).reshape(-1, 4)
         self._pixels = None if heading.array is None else _map_array(path.parent / heading.array, len(self.labels))
 
     @classmethod
@@ -104,7 +130,7 @@ class Manifest:
         """Map a manifest that `write` made; raises DataError if the file is missing, damaged or of another format."""
         path = Path(path)
         heading, batch = _read(path)
-        return cls(path, Path(root), heading, batch)
+        return cls(path, root if "://" in str(root) else Path(root), heading, batch)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,7 +138,7 @@ class Manifest:
     def __repr__(self) -> str:
         return f"<Manifest {self.name} {self.split}: {len(self)} samples, {len(self.classes)} classes, {self.root}>"
 
-    def __reduce__(self) -> tuple[Callable[..., "Manifest"], tuple[Path, Path]]:
+    def __reduce__(self) -> tuple[Callable[..., "Manifest"], tuple[Path, Path | str]]:
         return Manifest.open, (self.path, self.root)
 
     @property
@@ -148,26 +174,54 @@ class Manifest:
     @property
     def has_masks(self) -> bool:
         """Whether the data set has masks; single samples may still have none."""
-        return self._mask_paths is not None or self.heading.mask_threshold is not None
+        return self._mask_paths is not None or self._mask_sizes is not None or self.heading.mask_threshold is not None
 
-    def read(self, sample: int) -> np.ndarray:
-        """The sample's encoded bytes, (n,) uint8; or, if not `encoded`, its pixels, (H, W, 3) uint8.
+    def read(self, sample: int) -> bytes | np.ndarray:
+        """The sample's encoded bytes; or, if not `encoded`, its pixels, (H, W, 3) uint8.
 
         Raises:
             DataError: the file is gone or unreadable, or its path leaves the root.
         """
-        sample = int(sample)
-        if self._paths is not None:
-            return self._bytes(self._paths[sample].as_py())
+        if self.encoded:
+            return self.files.read(*self.location(sample))
         assert self._pixels is not None
-        pixels = self._pixels[sample]
+        pixels = self._pixels[int(sample)]
         return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)
 
+    def location(self, sample: int) -> tuple[str, int, int | None]:
+        """Where an encoded sample's bytes lie: path below the root, first byte, number of bytes (None: the whole file).
+
+        Raises:
+            ValueError: the samples are rows of an array.
+        """
+        sample = int(sample)
+        if self._shards is not None and self._offsets is not None and self.sizes is not None:
+            shard = self.heading.shards[int(self._shards[sample])]
+            return shard, int(self._offsets[sample]), int(self.sizes[sample])
+        if self._paths is None:
+            raise ValueError(f"{self.name}: its samples lie in the array {self.heading.array}, not in files")
+        return self._paths[sample].as_py(), 0, None
+
+    def members_of(self, shard: int) -> range:
+        """The samples that lie in a shard (its index in `heading.shards`); samples are in the order of the shards."""
+        assert self._shards is not None
+        start, stop = np.searchsorted(self._shards, [shard, shard + 1])
+        return range(int(start), int(stop))
+
+    def source_path(self, sample: int) -> str | None:
+        """The path of the sample's file, or of the one it was made from; None for the rows of an array."""
+        return None if self._paths is None else self._paths[int(sample)].as_py()
+
     def describe(self, sample: int) -> str:
-        """Where the sample lies, for messages: its path, or its row in the array."""
-        if self._paths is not None:
-            return str(self.root / self._paths[int(sample)].as_py())
-        return f"{self.name} {self.split}, row {int(sample)} of {self.path.parent / str(self.heading.array)}"
+        """Where the sample lies, for messages: its path, or its place in the shard or the array."""
+        sample = int(sample)
+        if not self.encoded:
+            return f"{self.name} {self.split}, row {sample} of {self.path.parent / str(self.heading.array)}"
+        path, offset, size = self.location(sample)
+        if size is None:
+            return self._below_root(path)
+        made_from = self.source_path(sample)
+        return f"{self._below_root(path)}, byte {offset}" + (f" (made from {made_from})" if made_from else "")
 
     def boxes(self, sample: int) -> np.ndarray:
         """(M, 4) float32 boxes (x_min, y_min, x_max, y_max), half-open, in source pixels; (0, 4) without any."""
@@ -182,25 +236,28 @@ class Manifest:
         if self._pixels is not None and self.heading.mask_threshold is not None:
             above = self._pixels[sample] > self.heading.mask_threshold
             return above if above.ndim == 2 else above.any(axis=2)
-        name = self._mask_paths[sample].as_py() if self._mask_paths is not None else ""
-        if not name:
+        place = self.mask_location(sample)
+        if place is None:
             return None
         try:
-            return masks.decode(self._bytes(name).tobytes())
+            return masks.decode(self.files.read(*place))
+        except DataError:
+            raise
         except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{self.root / name}: not a readable mask ({error}); restore or remove it") from None
+            where = f"{self._below_root(place[0])}, byte {place[1]}" if place[1] else self._below_root(place[0])
+            raise DataError(f"{where}: not a readable mask ({error}); restore or remove it") from None
 
-    def _bytes(self, name: str) -> np.ndarray:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"{self.path}: the path {name!r} leaves the data folder {self.root}; delete the manifest")
-        try:
-            # A quarter of the time of numpy.fromfile on a small file; the interpreter's lock is held that much less.
-            with open(f"{self.root}/{name}", "rb", buffering=0) as file:
-                return np.frombuffer(file.readall(), dtype=np.uint8)
-        except OSError as error:
-            raise DataError(f"{self.root / name}: cannot be read ({error.strerror}); restore it") from None
+    def mask_location(self, sample: int) -> tuple[str, int, int | None] | None:
+        """As `location`, of the mask's file; None for a sample without."""
+        if self._shards is not None and self._mask_offsets is not None and self._mask_sizes is not None:
+            size = int(self._mask_sizes[sample])
+            shard = self.heading.shards[int(self._shards[sample])]
+            return (shard, int(self._mask_offsets[sample]), size) if size else None
+        name = self._mask_paths[sample].as_py() if self._mask_paths is not None else ""
+        return (name, 0, None) if name else None
+
+    def _below_root(self, path: str) -> str:
+        return f"{str(self.root).rstrip('/')}/{path}"
 
 
 def write(path: Path, heading: Heading, rows: Rows) -> None:
@@ -221,12 +278,22 @@ def write(path: Path, heading: Heading, rows: Rows) -> None:
         columns["path"] = pa.array(rows.paths, pa.large_string())
     if rows.mask_paths is not None:
         columns["mask_path"] = pa.array(rows.mask_paths, pa.large_string())
+    if rows.shards is not None and not set(np.unique(rows.shards)) <= set(range(len(heading.shards))):
+        raise ValueError(f"shards {rows.shards.min()} to {rows.shards.max()} of {len(heading.shards)}")
+    places = (rows.shards, rows.offsets, rows.sizes, rows.mask_offsets, rows.mask_sizes)
+    for name, values in zip(_PLACES, places, strict=True):
+        if values is not None:
+            columns[name] = pa.array(np.asarray(values, np.int32 if name == "shard" else np.int64))
+    if rows.checksums is not None:
+        columns["checksum"] = pa.array(np.asarray(rows.checksums, np.uint64))
     if rows.boxes is not None and rows.box_counts is not None:
         offsets = np.concatenate([[0], np.cumsum(rows.box_counts)]).astype(np.int64)
         corners = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows.boxes, np.float32).reshape(-1)), 4)
         columns["boxes"] = pa.LargeListArray.from_arrays(pa.array(offsets), corners)
-    if (rows.paths is None) == (heading.array is None) or any(len(column) != count for column in columns.values()):
-        raise ValueError("a manifest needs files or an array, and columns of one length")
+    sources = (heading.array is not None, rows.shards is not None or rows.paths is not None)
+    whole = all((values is None) == (rows.shards is None) for values in (rows.offsets, rows.sizes))
+    if sum(sources) != 1 or not whole or any(len(column) != count for column in columns.values()):
+        raise ValueError("a manifest needs files, shards or an array, and columns of one length")
     batch = pa.RecordBatch.from_pydict(columns)
     about = {"format": FORMAT, **asdict(heading)}
     batch = batch.replace_schema_metadata({_KEY: json.dumps(about).encode()})
@@ -272,7 +339,7 @@ def _read(path: Path) -> tuple[Heading, pa.RecordBatch]:
         about: dict[str, Any] = json.loads((reader.schema.metadata or {})[_KEY])
         if about.pop("format") != FORMAT or reader.num_record_batches != 1:
             raise DataError(f"{path}: a manifest of another version of this program; delete it, and it is made again")
-        about["classes"], about["class_ids"] = tuple(about["classes"]), tuple(about["class_ids"])
+        about |= {name: tuple(about[name]) for name in ("classes", "class_ids", "shards")}
         return Heading(**about), reader.get_batch(0)
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; `datasets.load` makes it") from None
@@ -280,6 +347,13 @@ def _read(path: Path) -> tuple[Heading, pa.RecordBatch]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: a damaged manifest ({error}); delete it, and it is made again") from None
+
+
+def _view(column: pa.Array) -> np.ndarray:
+    """The numbers of a column without gaps, not copied. Arrow's own `to_numpy` imports pandas: half a second."""
+    kind = str(column.type)
+    values = np.frombuffer(column.buffers()[1], np.dtype("float32" if kind == "float" else kind))
+    return values[column.offset : column.offset + len(column)]
 
 
 def _map_array(path: Path, count: int) -> np.ndarray:

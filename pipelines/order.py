@@ -8,21 +8,30 @@ The permutation is a Feistel network (Luby and Rackoff, "How to construct pseudo
 cells of an almost square table, after Black and Rogaway ("Ciphers with arbitrary finite domains", 2002). The few cells
 beyond the set's length are encrypted again until they fall inside ("cycle walking"). It needs no memory, whatever the
 length.
+
+In block order, for disks that read well only what lies together, an epoch is a permutation of blocks of consecutive
+samples, and samples change places only within a window of WINDOW blocks: reading then goes through the blocks one after
+the other, WINDOW of them at once in memory or in the kernel's page cache.
 """
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from pipelines.errors import LorotError
-from pipelines.randomness import stream_words
+from pipelines.randomness import integers, stream_words
 
 ROUNDS = 8
 # A table of two or three rows reaches only a part of all permutations.
 FEWEST_ROWS = 8
 MOST_BITS = 62
 HALF = np.uint64(32)
+# Blocks whose samples are mixed with each other.
+WINDOW = 16
+# Up to so many blocks an epoch's order of them is kept, which saves working it out for every batch.
+MOST_LISTED = 4096
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,13 @@ class Order:
         seed: two seeds are two unrelated orders.
         length: samples in the set, up to 2**62.
         limit: keep this many samples only, the same ones in every epoch, drawn by the seed.
+        block: samples in a block of block order; 0 for the global order, in which any sample may follow any other.
     """
 
     seed: int
     length: int
     limit: int | None = None
+    block: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.length <= 2**MOST_BITS:
@@ -46,6 +57,8 @@ class Order:
             raise LorotError(
                 f"a limit of {self.limit} samples does not fit a set of {self.length}; use 1 to {self.length}"
             )
+        if not 0 <= self.block <= 2**32:
+            raise LorotError(f"a block of {self.block} samples; use 1 to 2**32, or 0 for the global order")
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -60,13 +73,99 @@ class Order:
         """Epochs, and places in what the limit keeps, both (N,) int64, at (N,) positions of the endless stream."""
         positions = np.asarray(positions, dtype=np.int64)
         epochs, turns = np.divmod(positions, len(self))
+        if self.block:
+            return epochs, self._in_blocks(epochs, self._mixed(epochs, turns))
         return epochs, permute(turns, len(self), self.seed, epochs, stream="order")
 
     def members(self, places: np.ndarray) -> np.ndarray:
-        """Sample ids (N,) of places 0..len - 1 in what the limit keeps; without a limit, the places themselves."""
+        """Sample ids (N,) of places 0..len - 1 in what the limit keeps; without a limit, the places themselves.
+
+        In block order they ascend with the places: one sample is drawn from each of `limit` equal stretches of the set.
+        """
         if self.limit is None:
             return places
-        return permute(places, self.length, self.seed, 0, stream="subset")
+        if not self.block:
+            return permute(places, self.length, self.seed, 0, stream="subset")
+        least, longer = divmod(self.length, self.limit)
+        starts = places * least + np.minimum(places, longer)
+        return starts + integers(self.seed, 0, places, "stretch", 0, least - 1 + (places < longer))
+
+    def blocks(self, epochs: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First places and lengths, both (N,) int64, of the blocks read as number 0, 1, ... of (N,) epochs.
+
+        Beyond an epoch's last block the next epoch's follow.
+        """
+        more, numbers = np.divmod(np.asarray(numbers, np.int64), self.num_blocks)
+        epochs = np.asarray(epochs, np.int64) + more
+        turns = numbers * self.block
+        # The short block shifts what comes after it.
+        turns -= np.where(numbers > self._short_turns(epochs), self.block - self._short_length, 0)
+        firsts = self._in_blocks(epochs, turns)
+        return firsts, np.minimum(self.block, len(self) - firsts)
+
+    def earliest_block(self, position: int) -> int:
+        """The first block, counted through all epochs, that is mixed with what comes at `position` of the stream."""
+        epoch, turn = divmod(position, len(self))
+        return epoch * self.num_blocks + turn // (WINDOW * self.block) * WINDOW
+
+    def latest_block(self, position: int) -> int:
+        """The last block, counted through all epochs, to have begun with when `position` of the stream is read.
+
+        A window's length beyond: then what the position is mixed with is there too, and each next block costs one more.
+        """
+        epoch, turn = divmod(position, len(self))
+        return epoch * self.num_blocks + turn // self.block + WINDOW
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in an epoch, the last of them possibly short."""
+        return -(-len(self) // self.block)
+
+    @property
+    def _short_length(self) -> int:
+        return len(self) - (self.num_blocks - 1) * self.block
+
+    def _short_turns(self, epochs: np.ndarray) -> np.ndarray:
+        """When in the order of blocks, (N,) int64, the set's last block comes in each epoch: it may be a short one."""
+        return integers(self.seed, epochs, np.zeros(len(epochs), np.int64), "short block", 0, self.num_blocks - 1)
+
+    def _mixed(self, epochs: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """The turns 0..len - 1 (N,) with those within each window of blocks exchanged."""
+        whole = WINDOW * self.block
+        windows, inside = np.divmod(turns, whole)
+        last = len(self) // whole
+        mixed = np.empty_like(turns)
+        for chosen, length in ((windows < last, whole), (windows == last, len(self) - last * whole)):
+            if chosen.any():
+                keys = epochs[chosen] * (last + 1) + windows[chosen]
+                mixed[chosen] = permute(inside[chosen], length, self.seed, keys, stream="window")
+        return windows * whole + mixed
+
+    def _in_blocks(self, epochs: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """The places (N,) at turns 0..len - 1 of an order in which only the blocks have changed places."""
+        full = self.num_blocks - 1
+        short_starts = self._short_turns(epochs) * self.block
+        short_ends = short_starts + self._short_length
+        in_short = (turns >= short_starts) & (turns < short_ends)
+        if not full:
+            return turns
+        # A turn in the short block is none of the others': any will do for it.
+        others = np.where(in_short, 0, turns - np.where(turns >= short_ends, self._short_length, 0))
+        numbers, inside = np.divmod(others, self.block)
+        if full <= MOST_LISTED:
+            moved = numbers.copy()
+            for epoch in np.unique(epochs).tolist():
+                moved = np.where(epochs == epoch, _block_list(self.seed, full, epoch)[numbers], moved)
+        else:
+            moved = permute(numbers, full, self.seed, epochs, stream="blocks")
+        places = moved * self.block + inside
+        return np.where(in_short, full * self.block + turns - short_starts, places)
+
+
+@lru_cache(maxsize=4)
+def _block_list(seed: int, length: int, epoch: int) -> np.ndarray:
+    """All of one epoch's blocks in order: a batch needs few of them, and of a short list `permute` takes long."""
+    return permute(np.arange(length), length, seed, epoch, stream="blocks")
 
 
 def permute(places: np.ndarray, length: int, seed: int, epoch: int | np.ndarray, stream: str) -> np.ndarray:

@@ -1,10 +1,13 @@
 """What is to be done with each sample of a batch: arrays in, arrays out, the same for every rendering of it."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from pipelines.augment import Augmentation
+from pipelines.augment.operations import Operation
 from pipelines.errors import LorotError
 from pipelines.pretext import PretextTask
 from pipelines.randomness import scale_to_integers, uniform
@@ -26,6 +29,8 @@ class View:
         flip: mirror half of the training images.
         eval_crop: random_resized: side of the evaluation window, as a share of the short side.
         mean, std: of R, G, B, on a scale of 0 to 1.
+        eval_size: side of the input in evaluation, pixels; None: as in training.
+        augment: what is done to training images after they are mirrored, in this order.
     """
 
     size: int
@@ -37,6 +42,8 @@ class View:
     eval_crop: float = 0.875
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    eval_size: int | None = None
+    augment: tuple[Augmentation, ...] = ()
 
     def __post_init__(self) -> None:
         if self.crop not in ("random_resized", "pad", "whole"):
@@ -45,6 +52,17 @@ class View:
             raise LorotError(f"scale {self.scale}: needs 0 < from <= to <= 1, as in (0.08, 1)")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise LorotError(f"ratio {self.ratio}: needs 0 < from <= to, as in (0.75, 1.333)")
+        names = [type(augmentation).__module__.rpartition(".")[2] for augmentation in self.augment]
+        for place, (name, augmentation) in enumerate(zip(names, self.augment, strict=True)):
+            if name in names[:place]:
+                raise LorotError(f"augmentation {name!r} stands twice, and would draw the same numbers twice")
+            if place + 1 < len(names) and any(Operation.ERASE in slot for slot in augmentation.slots):
+                raise LorotError(f"augmentation {name!r} acts after normalisation and must be the last one")
+
+    @property
+    def slots(self) -> tuple[frozenset[Operation], ...]:
+        """The operations that may stand at each of the K places of a training plan's `ops`."""
+        return tuple(slot for augmentation in self.augment for slot in augmentation.slots)
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,9 @@ class Plan:
         turns: (N,) int64, counter-clockwise quarter turns.
         pretext_labels: (N,) int64.
         valid: (N,) bool, false for what fills up a last batch.
+        size: side of the input, pixels.
+        ops: (N, K) int64 codes of `augment.operations.Operation`, done in this order between flip and turn.
+        amounts: (N, K, 4) float32, what they mean depends on the operation.
     """
 
     ids: np.ndarray
@@ -69,11 +90,17 @@ class Plan:
     turns: np.ndarray
     pretext_labels: np.ndarray
     valid: np.ndarray
+    size: int
+    ops: np.ndarray
+    amounts: np.ndarray
 
 
 def take(plan: Plan, row: int) -> Plan:
     """The plan of one of its samples."""
-    return Plan(**{field.name: getattr(plan, field.name)[row : row + 1] for field in fields(Plan)})
+    rows: dict[str, Any] = {
+        name: value[row : row + 1] for name, value in vars(plan).items() if isinstance(value, np.ndarray)
+    }
+    return replace(plan, **rows)
 
 
 def train_plan(
@@ -98,19 +125,37 @@ def train_plan(
     else:
         windows = _whole(heights, widths)
     boxes, turns, labels = task.sample(seed, epochs, ids, view.size, step=step)
-    return Plan(ids, epochs, windows, flips, boxes, turns, labels, np.ones(len(ids), bool))
+    valid = np.ones(len(ids), bool)
+    ops, amounts = _operations(view.augment, seed, epochs, ids, view.size)
+    return Plan(ids, epochs, windows, flips, boxes, turns, labels, valid, view.size, ops, amounts)
 
 
 def eval_plan(view: View, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray, valid: np.ndarray) -> Plan:
-    """The plan of (N,) evaluation samples: a centre square after "random_resized", else the whole image."""
+    """The plan of (N,) evaluation samples: a centre square after "random_resized", else the whole image.
+
+    Its size is the view's `eval_size`, and nothing is augmented.
+    """
     if view.crop == "random_resized":
         side = np.maximum(1, np.rint(view.eval_crop * np.minimum(heights, widths))).astype(np.int64)
         windows = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1).astype(np.int64)
     else:
         windows = _whole(heights, widths)
-    nothing = np.zeros(len(ids), np.int64)
-    boxes = np.tile(np.array([0, 0, view.size], dtype=np.int64), (len(ids), 1))
-    return Plan(ids, nothing, windows, np.zeros(len(ids), bool), boxes, nothing, nothing, valid)
+    size = view.eval_size or view.size
+    nothing, flips = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+    boxes = np.tile(np.array([0, 0, size], dtype=np.int64), (len(ids), 1))
+    ops, amounts = _operations((), 0, nothing, ids, size)
+    return Plan(ids, nothing, windows, flips, boxes, nothing, nothing, valid, size, ops, amounts)
+
+
+def _operations(
+    augment: tuple[Augmentation, ...], seed: int, epochs: np.ndarray, ids: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (N, K) and amounts (N, K, 4) of all augmentations, one after the other."""
+    drawn = [augmentation.sample(seed, epochs, ids, size) for augmentation in augment]
+    # So that no augmentation at all is K = 0.
+    nothing = np.zeros((len(ids), 0), np.int64), np.zeros((len(ids), 0, 4), np.float32)
+    codes, amounts = zip(nothing, *drawn, strict=True)
+    return np.concatenate(codes, axis=1), np.concatenate(amounts, axis=1)
 
 
 def _whole(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

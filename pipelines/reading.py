@@ -1,21 +1,25 @@
 """From a batch's number to its planned samples in memory: who is in it, their bytes, and what becomes of bad ones."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import DataError, LorotError
+from pipelines.errors import DataError, LorotError, UnreachableError
 from pipelines.manifest import Manifest
 from pipelines.order import Order, evaluation_batch, num_accumulated, num_evaluation_batches, positions
 from pipelines.plan import Plan, View, eval_plan, train_plan
 from pipelines.pretext import PretextTask
-from pipelines.soundness import UnsoundError, check
+from pipelines.soundness import UnsoundError, sound
 
 _log = logging.getLogger(__name__)
+
+# A sample in memory: an encoded file, or pixels (H, W, 3) uint8.
+Sample = bytes | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Source:
         limit: use this many samples only, drawn by the seed.
         on_bad_image: "error", or "skip": in training the next readable sample takes its place, in evaluation the
             sample counts nowhere.
+        repeats: in training each sample comes this many times in a row, each time with other draws.
+        sizes: (from which step, side of the input) in ascending order, for training; before the first, `view.size`.
+        order: "global": any sample may follow any other; "blocks": neighbours in the manifest are read together.
+        block: samples in such a block.
     """
 
     manifest: Manifest
@@ -41,24 +49,56 @@ class Source:
     render_pretext: bool = True
     limit: int | None = None
     on_bad_image: str = "error"
+    repeats: int = 1
+    sizes: tuple[tuple[int, int], ...] = ()
+    order: str = "global"
+    block: int = 1024
 
     def __post_init__(self) -> None:
         if self.on_bad_image not in ("error", "skip"):
             raise LorotError(f"on_bad_image {self.on_bad_image!r} does not exist; there are error, skip")
+        if self.order not in ("global", "blocks"):
+            raise LorotError(f"order {self.order!r} does not exist; there are global, blocks")
+        if self.block < 1 or self.repeats < 1:
+            raise LorotError(f"block {self.block} and repeats {self.repeats} need to be at least 1")
+        steps = [step for step, _ in self.sizes]
+        if steps != sorted(set(steps)) or any(size < 1 for size in self.all_sizes):
+            raise LorotError(f"sizes {self.sizes}: needs (step, size) with ascending steps and sizes of at least 1")
         if len(self.manifest) == 0:
             raise DataError(
                 f"{self.manifest.name}: split {self.manifest.split!r} in {self.manifest.root} has no samples"
             )
+        for size in self.all_sizes:
+            try:
+                self.task.sample(self.seed, 0, np.zeros(1, np.int64), size, step=0)
+            except LorotError as error:
+                raise LorotError(f"the pretext task does not fit an input of {size} x {size} pixels: {error}") from None
 
     @cached_property
-    def order(self) -> Order:
+    def sequence(self) -> Order:
         """The order of the samples in training."""
-        return Order(self.seed, len(self.manifest), self.limit)
+        return Order(self.seed, len(self.manifest), self.limit, self.block if self.order == "blocks" else 0)
+
+    @property
+    def all_sizes(self) -> tuple[int, ...]:
+        """Every side of the input that training may ask for."""
+        return tuple(sorted({self.view.size, *(size for _, size in self.sizes)}))
+
+    def size_at(self, step: int) -> int:
+        """Side of the input in training step `step`."""
+        return next((size for start, size in reversed(self.sizes) if start <= step), self.view.size)
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The places of one batch, before it is known which samples can be read; arrays of (N,)."""
+    """The places of one batch, before it is known which samples can be read; arrays of (N,).
+
+    Attributes:
+        epochs: what draws are keyed by: with repeats, every repetition has an epoch of its own.
+        places: in what the limit keeps.
+        ids: of the samples.
+        valid: false for what fills up a last batch.
+    """
 
     epochs: np.ndarray
     places: np.ndarray
@@ -77,6 +117,7 @@ class Training:
     micro_batch: int
     rank: int
     world_size: int
+    repeats: int = 1
 
     @cached_property
     def accumulated(self) -> int:
@@ -92,9 +133,18 @@ class Training:
 
     def slots(self, index: int) -> Slots:
         """Who is in batch `index`."""
+        turns, repeats = np.divmod(self._positions(index), self.repeats)
+        epochs, places = self.order.places(turns)
+        return Slots(epochs * self.repeats + repeats, places, self.order.members(places), np.ones(len(places), bool))
+
+    def reach(self, index: int) -> tuple[int, int]:
+        """The first and the last turn of batch `index` in the stream of samples, repetitions not counted."""
+        where = self._positions(index) // self.repeats
+        return int(where[0]), int(where[-1])
+
+    def _positions(self, index: int) -> np.ndarray:
         where = (self.step(index), index % self.accumulated, self.rank, self.world_size)
-        epochs, places = self.order.places(positions(*where, self.micro_batch, self.global_batch))
-        return Slots(epochs, places, self.order.members(places), np.ones(len(places), bool))
+        return positions(*where, self.micro_batch, self.global_batch)
 
 
 @dataclass(frozen=True)
@@ -122,99 +172,188 @@ class Work:
     Attributes:
         index: its number in its schedule.
         plan: of its N samples.
-        samples: N encoded files (n,) or pixels (H, W, 3), uint8.
+        samples: N encoded files or pixels (H, W, 3) uint8.
         skipped: ids that were to be in it and could not be read, with the reason.
     """
 
     index: int
     plan: Plan
-    samples: list[np.ndarray]
+    samples: list[Sample]
     skipped: dict[int, str]
 
 
 class Reader:
-    """Reads batches in any order and from any thread; it remembers only which samples are bad."""
+    """Reads samples and puts batches together, in any order and from any thread; it remembers only who is bad."""
 
     def __init__(self, source: Source, schedule: Training | Evaluation) -> None:
         self.source = source
         self.schedule = schedule
+        self._heights, self._widths = source.manifest.heights, source.manifest.widths
+        # Why a sample cannot be used, by id.
         self._bad: dict[int, str] = {}
+        self._warned: set[int] = set()
+        # Up to which block of the endless stream the storage was told.
+        self._told: int | None = None
 
-    def load(self, index: int) -> Work:
-        """Batch `index`, planned and read.
+    def slots(self, index: int) -> Slots:
+        """Who is in batch `index`."""
+        return self.schedule.slots(index)
+
+    def wanted(self, slots: Slots) -> list[int]:
+        """The samples to read for a batch, each once, in the order in which they lie in the data set."""
+        return np.unique(slots.ids[slots.valid]).tolist()
+
+    def size_of(self, samples: list[int], guess: int) -> int:
+        """Bytes of these samples: the exact number if it is known before they are read; else `guess`, or by pixels."""
+        manifest = self.source.manifest
+        pixels = int(np.sum(self._heights[samples] * self._widths[samples]))
+        if not manifest.encoded:
+            return 3 * pixels
+        if samples and manifest.location(samples[0])[2] is not None:
+            return sum(manifest.location(sample)[2] or 0 for sample in samples)
+        # Photographs take 1 to 4 bits a pixel.
+        return guess or pixels // 2
+
+    def read(self, sample: int) -> Sample | None:
+        """One sample that is whole, or None: it is bad, and `complete` says what that means for its batch.
+
+        Raises:
+            UnreachableError: the storage is away, and no sample is to blame.
+        """
+        if sample in self._bad:
+            return None
+        manifest = self.source.manifest
+        try:
+            data = manifest.read(sample)
+            if isinstance(data, bytes):
+                return sound(data, int(self._heights[sample]), int(self._widths[sample]))
+            return data
+        except UnsoundError as error:
+            self._bad[sample] = f"{manifest.describe(sample)}: {error}"
+        except UnreachableError:
+            raise
+        except DataError as error:
+            self._bad[sample] = str(error)
+        return None
+
+    def complete(
+        self, index: int, slots: Slots, data: Mapping[int, Sample | None], read: Callable[[int], Sample | None]
+    ) -> Work:
+        """Batch `index`, planned.
+
+        Args:
+            data: what was read of the batch's samples, by id.
+            read: reads what is to take the place of a bad one.
 
         Raises:
             DataError: a sample cannot be read and `on_bad_image` is "error", or no sample at all can be.
         """
-        slots = self.schedule.slots(index)
         skipped: dict[int, str] = {}
         if isinstance(self.schedule, Training):
-            return self._load_training(index, self.schedule.step(index), slots, skipped)
-        return self._load_evaluation(index, slots, skipped)
+            return self._complete_training(index, self.schedule.step(index), slots, data, read, skipped)
+        return self._complete_evaluation(index, slots, data, skipped)
 
     def reject(self, sample: int, reason: str) -> None:
         """Take note that a sample was read but cannot be decoded; raises DataError if that is an error."""
-        self._note(sample, f"{self.source.manifest.describe(sample)}: {reason}")
+        self._bad[sample] = f"{self.source.manifest.describe(sample)}: {reason}"
+        self._skip(sample, {})
 
-    def _load_training(self, index: int, step: int, slots: Slots, skipped: dict[int, str]) -> Work:
-        source, manifest, order = self.source, self.source.manifest, self.source.order
-        samples, ids = [], slots.ids.copy()
-        for slot, sample in enumerate(slots.ids):
-            data, place = self._read(int(sample), skipped), slots.places[slot]
-            while data is None:
+    def upcoming(self, index: int) -> list[tuple[str, int, int]]:
+        """Ranges (path, offset, size) that the storage should begin to read when batch `index` is asked for.
+
+        In block order these are the blocks up to WINDOW beyond the batch, each once and in one piece; else none.
+        """
+        order = self.source.sequence
+        if not order.block or not isinstance(self.schedule, Training) or not self.source.manifest.encoded:
+            return []
+        last = order.latest_block(self.schedule.reach(index)[1])
+        first = order.earliest_block(self.schedule.reach(index)[0]) if self._told is None else self._told + 1
+        self._told = max(last, first - 1)
+        numbers = np.arange(first, last + 1)
+        starts, lengths = order.blocks(np.zeros(len(numbers), np.int64), numbers)
+        return [piece for start, length in zip(starts, lengths, strict=True) for piece in self._pieces(start, length)]
+
+    def _pieces(self, start: int, length: int) -> list[tuple[str, int, int]]:
+        """The ranges of the samples at `length` places from `start` on."""
+        manifest = self.source.manifest
+        samples = self.source.sequence.members(np.arange(start, start + length)).tolist()
+        if manifest.location(samples[0])[0] == manifest.location(samples[-1])[0]:
+            # The samples of a shard lie in it as in the manifest.
+            samples = [samples[0], samples[-1]]
+        pieces: dict[str, tuple[int, int]] = {}
+        for sample in samples:
+            path, offset, size = manifest.location(sample)
+            if size is None:
+                return []
+            begin, end = pieces.get(path, (offset, offset))
+            pieces[path] = min(begin, offset), max(end, offset + size)
+        return [(path, begin, end - begin) for path, (begin, end) in pieces.items()]
+
+    def _complete_training(
+        self,
+        index: int,
+        step: int,
+        slots: Slots,
+        data: Mapping[int, Sample | None],
+        read: Callable[[int], Sample | None],
+        skipped: dict[int, str],
+    ) -> Work:
+        source, manifest, order = self.source, self.source.manifest, self.source.sequence
+        samples: list[Sample] = []
+        ids = slots.ids.copy()
+        for slot, sample in enumerate(slots.ids.tolist()):
+            found, place = None if sample in self._bad else data[sample], slots.places[slot]
+            chosen = sample
+            while found is None:
+                self._skip(chosen, skipped)
                 # The next one that the limit keeps: without a limit, the next id.
                 place = (place + 1) % len(order)
-                ids[slot] = order.members(np.array([place]))[0]
-                if ids[slot] == sample:
+                chosen = int(order.members(np.array([place]))[0])
+                if chosen == sample:
                     raise DataError(f"{manifest.root}: no image of split {manifest.split!r} can be read")
-                data = self._read(int(ids[slot]), skipped)
-            samples.append(data)
-        sizes = manifest.heights[ids], manifest.widths[ids]
-        plan = train_plan(source.view, source.task, source.seed, slots.epochs, ids, *sizes, step=step)
+                found = None if chosen in self._bad else data.get(chosen)
+                found = read(chosen) if found is None else found
+            ids[slot] = chosen
+            samples.append(found)
+        view = replace(source.view, size=source.size_at(step)) if source.sizes else source.view
+        sizes = self._heights[ids], self._widths[ids]
+        plan = train_plan(view, source.task, source.seed, slots.epochs, ids, *sizes, step=step)
         return Work(index, plan, samples, skipped)
 
-    def _load_evaluation(self, index: int, slots: Slots, skipped: dict[int, str]) -> Work:
+    def _complete_evaluation(
+        self, index: int, slots: Slots, data: Mapping[int, Sample | None], skipped: dict[int, str]
+    ) -> Work:
         source, manifest = self.source, self.source.manifest
-        empty = blank(source.view.size, manifest.encoded)
-        heights, widths, valid = manifest.heights[slots.ids], manifest.widths[slots.ids], slots.valid.copy()
-        samples = []
-        for slot, sample in enumerate(slots.ids):
-            data = self._read(int(sample), skipped) if valid[slot] else None
-            if data is None:
-                data, valid[slot], heights[slot], widths[slot] = empty, False, source.view.size, source.view.size
-            samples.append(data)
+        size = source.view.eval_size or source.view.size
+        empty = blank(size, manifest.encoded)
+        heights, widths, valid = self._heights[slots.ids], self._widths[slots.ids], slots.valid.copy()
+        samples: list[Sample] = []
+        for slot, sample in enumerate(slots.ids.tolist()):
+            found = data[sample] if valid[slot] and sample not in self._bad else None
+            if found is None:
+                if valid[slot]:
+                    self._skip(sample, skipped)
+                found, valid[slot], heights[slot], widths[slot] = empty, False, size, size
+            samples.append(found)
         return Work(index, eval_plan(source.view, slots.ids, heights, widths, valid), samples, skipped)
 
-    def _read(self, sample: int, skipped: dict[int, str]) -> np.ndarray | None:
-        """The sample's data, or None with a note of why not."""
-        manifest = self.source.manifest
-        if sample not in self._bad:
-            try:
-                data = manifest.read(sample)
-                if manifest.encoded:
-                    check(data, int(manifest.heights[sample]), int(manifest.widths[sample]))
-                return data
-            except UnsoundError as error:
-                self.reject(sample, str(error))
-            except DataError as error:
-                self._note(sample, str(error))
-        skipped[sample] = self._bad[sample]
-        return None
-
-    def _note(self, sample: int, message: str) -> None:
+    def _skip(self, sample: int, skipped: dict[int, str]) -> None:
+        """Leave out a bad sample, or raise DataError if it may not be left out."""
+        message = self._bad[sample]
         if self.source.on_bad_image == "error":
             raise DataError(f"{message}; repair or remove it, or leave such images out with data.on_bad_image=skip")
-        if sample not in self._bad:
+        if sample not in self._warned:
+            self._warned.add(sample)
             _log.warning("left out: %s", message)
-        self._bad[sample] = message
+        skipped[sample] = message
 
 
 @lru_cache(maxsize=8)
-def blank(size: int, encoded: bool) -> np.ndarray:
-    """A black image in the place of one that is not there: (n,) uint8 bytes of a JPEG, or (size, size, 3) uint8."""
+def blank(size: int, encoded: bool) -> Sample:
+    """A black image in the place of one that is not there: bytes of a JPEG, or (size, size, 3) uint8."""
     pixels = np.zeros((size, size, 3), np.uint8)
     if not encoded:
         return pixels
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
-    return np.frombuffer(file.getvalue(), np.uint8)
+    return file.getvalue()

@@ -1,16 +1,22 @@
 """The plan rendered in plain torch: what the device rendering is held to."""
 
 import io
+import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
 
-from pipelines.plan import Plan, View
+from pipelines.augment.operations import Operation
+from pipelines.batch import DTYPES
+from pipelines.errors import LorotError
+from pipelines.plan import Plan, View, take
 from pipelines.soundness import UnsoundError
 
 
@@ -40,44 +46,98 @@ def rotate_patch(images: Tensor, boxes: Tensor | np.ndarray, turns: Tensor | np.
     return turned
 
 
-def decode(sample: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of an encoded file, (n,) uint8, as stored: the orientation in its EXIF is not applied.
+def decode(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of an encoded file as it is shown: turned as its EXIF says.
 
     Raises:
         OSError, SyntaxError, ValueError: PIL cannot decode it, wholly.
     """
-    with Image.open(io.BytesIO(sample.tobytes())) as image:
-        return np.asarray(image.convert("RGB"))
+    data = encoded if isinstance(encoded, bytes) else encoded.tobytes()
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def render(sample: np.ndarray, view: View, window: Sequence[int], flip: bool, box: Sequence[int], turns: int) -> Tensor:
+def apply(image: Tensor, code: int, amounts: Sequence[float]) -> Tensor:
+    """One 8-bit operation of `augment.operations` on a (3, H, W) uint8 image; the result is a new one or the same."""
+    operation, amount = Operation(code), float(amounts[0])
+    if operation is Operation.SHEAR_X:
+        return _sheared(image, [math.degrees(math.atan(amount)), 0.0])
+    if operation is Operation.SHEAR_Y:
+        return _sheared(image, [0.0, math.degrees(math.atan(amount))])
+    if operation is Operation.TRANSLATE_X:
+        return transforms.affine(image, angle=0.0, translate=[int(amount), 0], scale=1.0, shear=[0.0, 0.0])
+    if operation is Operation.TRANSLATE_Y:
+        return transforms.affine(image, angle=0.0, translate=[0, int(amount)], scale=1.0, shear=[0.0, 0.0])
+    if operation is Operation.ROTATE:
+        return transforms.rotate(image, amount)
+    if operation is Operation.BRIGHTNESS:
+        return transforms.adjust_brightness(image, amount)
+    if operation is Operation.SATURATION:
+        return transforms.adjust_saturation(image, amount)
+    if operation is Operation.CONTRAST:
+        return transforms.adjust_contrast(image, amount)
+    if operation is Operation.SHARPNESS:
+        return transforms.adjust_sharpness(image, amount)
+    if operation is Operation.POSTERIZE:
+        return transforms.posterize(image, int(amount))
+    if operation is Operation.SOLARIZE:
+        return transforms.solarize(image, amount)
+    if operation is Operation.AUTO_CONTRAST:
+        return transforms.autocontrast(image)
+    if operation is Operation.EQUALIZE:
+        return transforms.equalize(image)
+    if operation is Operation.INVERT:
+        return transforms.invert(image)
+    if operation is Operation.HUE:
+        return transforms.adjust_hue(image, amount)
+    if operation is Operation.LIGHTING:
+        shift = torch.tensor([float(value) for value in amounts[:3]])[:, None, None]
+        return (image + shift).round_().clamp_(0, 255).to(torch.uint8)
+    return image
+
+
+def _sheared(image: Tensor, degrees: list[float]) -> Tensor:
+    return transforms.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0.0, 0.0])
+
+
+def render(sample: bytes | np.ndarray, view: View, plan: Plan, dtype: str = "float32") -> Tensor:
     """One sample as the network sees it.
 
     Args:
-        sample: an encoded file, (n,) uint8, or pixels, (H, W, 3) uint8.
-        window, flip, box, turns: a row of a `Plan`.
+        sample: an encoded file, or pixels, (H, W, 3) uint8.
+        plan: its row, N = 1.
+        dtype: a key of `batch.DTYPES`.
 
     Returns:
-        (3, size, size) float32, normalised. Pixels are rounded to 8 bits before that, so that equal pixels stay equal.
+        (3, size, size). Pixels are 8 bits until they are normalised, so that equal pixels stay equal.
     """
-    pixels = sample if sample.ndim == 3 else decode(sample)
-    image = torch.tensor(cut(pixels, window)).permute(2, 0, 1)[None]
-    if image.shape[-2:] != (view.size, view.size):
-        shape = (view.size, view.size)
+    pixels = sample if isinstance(sample, np.ndarray) and sample.ndim == 3 else decode(sample)
+    image = torch.tensor(cut(pixels, plan.windows[0])).permute(2, 0, 1)[None]
+    shape = (plan.size, plan.size)
+    if image.shape[-2:] != shape:
         resized = F.interpolate(image.float(), shape, mode="bilinear", align_corners=False, antialias=True)
         image = resized.round_().clamp_(0, 255).to(torch.uint8)
-    if flip:
+    if plan.flips[0]:
         image = image.flip(3)
-    image = rotate_patch(image, torch.tensor([[int(value) for value in box]]), torch.tensor([int(turns)]))
+    image = image[0]
+    for code, amounts in zip(plan.ops[0], plan.amounts[0], strict=True):
+        image = apply(image, int(code), amounts)
     mean, std = torch.tensor(view.mean)[:, None, None] * 255, torch.tensor(view.std)[:, None, None] * 255
-    return (image[0].float() - mean) / std
+    finished = image if dtype == "uint8" else (image.float() - mean) / std
+    for code, box in zip(plan.ops[0], plan.amounts[0], strict=True):
+        if code == Operation.ERASE:
+            y, x, height, width = (int(value) for value in box)
+            finished[:, y : y + height, x : x + width] = mean.round() if dtype == "uint8" else 0.0
+    return rotate_patch(finished[None], plan.boxes, plan.turns)[0].to(DTYPES[dtype])
 
 
-def render_batch(samples: Sequence[np.ndarray], view: View, plan: Plan, render_pretext: bool = True) -> Tensor:
-    """(N, 3, size, size) float32, channels_last; without `render_pretext` no box is turned."""
-    turns = plan.turns if render_pretext else np.zeros_like(plan.turns)
-    rows = zip(samples, plan.windows, plan.flips, plan.boxes, turns, strict=True)
-    images = [render(sample, view, window, bool(flip), box, turn) for sample, window, flip, box, turn in rows]
+def render_batch(
+    samples: Sequence[bytes | np.ndarray], view: View, plan: Plan, render_pretext: bool = True, dtype: str = "float32"
+) -> Tensor:
+    """(N, 3, size, size) of `dtype`, channels_last; without `render_pretext` no box is turned."""
+    if not render_pretext:
+        plan = replace(plan, turns=np.zeros_like(plan.turns))
+    images = [render(sample, view, take(plan, row), dtype) for row, sample in enumerate(samples)]
     return torch.stack(images).contiguous(memory_format=torch.channels_last)
 
 
@@ -87,15 +147,18 @@ class Renderer:
     depth = 1
     ready = True
 
-    def __init__(self, view: View, render_pretext: bool) -> None:
+    def __init__(self, view: View, render_pretext: bool, dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise LorotError(f"dtype {dtype!r} does not exist; there are {', '.join(DTYPES)}")
         self._view = view
         self._render_pretext = render_pretext
+        self._dtype = dtype
         self._rendered: deque[Tensor] = deque()
 
-    def prepare(self, samples: Sequence[np.ndarray], plan: Plan) -> Tensor:
+    def prepare(self, samples: Sequence[bytes | np.ndarray], plan: Plan) -> Tensor:
         """The batch's images; raises UnsoundError if one of them cannot be decoded."""
         try:
-            return render_batch(samples, self._view, plan, self._render_pretext)
+            return render_batch(samples, self._view, plan, self._render_pretext, self._dtype)
         except (OSError, SyntaxError, ValueError) as error:
             raise UnsoundError(str(error)) from None
 
@@ -104,10 +167,10 @@ class Renderer:
         self._rendered.append(images)
 
     def collect(self) -> Tensor:
-        """The oldest batch submitted: (N, 3, size, size) float32, channels_last."""
+        """The oldest batch submitted: (N, 3, size, size), channels_last."""
         return self._rendered.popleft()
 
-    def fault(self, sample: np.ndarray, plan: Plan) -> str | None:
+    def fault(self, sample: bytes | np.ndarray, plan: Plan) -> str | None:
         """Why PIL cannot decode one sample, of which `plan` is the one row; None if it can."""
         try:
             self.prepare([sample], plan)

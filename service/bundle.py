@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from pipelines.plan import View
 from service.config import ModelConfig
-from service.errors import CheckpointError, StorageError
+from service.errors import CheckpointError, LorotError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,8 @@ class Card:
     Attributes:
         model: the `model` block of the configuration.
         classes: class names, in the order of the logits.
-        view: the fields of `pipelines.plan.View`: how an image becomes the network's input.
+        view: how an image becomes the network's input when it is evaluated, as `evaluation_view` gives it.
+        training_view: what training did besides: its own size, sizes before that, augmentations, repeats.
         data: name of the data set it was trained on.
         data_digest: of the training split's manifest.
         data_options: the data set's options.
@@ -64,6 +65,7 @@ class Card:
     model: dict[Text, Any]
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1_000_000)]
     view: dict[Text, Any]
+    training_view: dict[Text, Any] = field(default_factory=dict)
     data: Text = ""
     data_digest: Text = ""
     data_options: dict[Text, Any] = field(default_factory=dict)
@@ -88,7 +90,18 @@ class Card:
 
 
 _CARD_TYPE = TypeAdapter(Card)
-_VIEW_TYPE = TypeAdapter(View)
+# Of a View, what only training needs: it is no part of a card's `view`.
+_TRAINING_ONLY = frozenset({"eval_size", "augment"})
+_VIEW_FIELDS: dict[str, Any] = {
+    part.name: (part.type, ...) for part in dataclasses.fields(View) if part.name not in _TRAINING_ONLY
+}
+_VIEW_TYPE = create_model("View", __config__=ConfigDict(extra="forbid", strict=True), **_VIEW_FIELDS)
+
+
+def evaluation_view(view: View) -> dict[str, Any]:
+    """What a card keeps of a view: the keywords of one that evaluates as it does, at its evaluation's size."""
+    values = {name: getattr(view, name) for name in _VIEW_FIELDS}
+    return {**values, "size": view.eval_size or view.size}
 
 
 def write_bundle(folder: Path, state_dict: Mapping[str, "Tensor"], card: Card) -> Card:
@@ -154,12 +167,17 @@ def parse_card(text: bytes, source: str) -> Card:
         card = _CARD_TYPE.validate_json(text)
         # JSON once more, because strict checking takes lists for tuples only there.
         model = ModelConfig.model_validate_json(json.dumps(card.model), strict=True)
-        view = _VIEW_TYPE.validate_json(json.dumps(card.view), strict=True)
+        values = _VIEW_TYPE.model_validate_json(json.dumps(card.view), strict=True).model_dump()
+        view = View(**values)
+    except LorotError as error:
+        raise CheckpointError(f"{source}: no preprocessing that this version knows: {error}") from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:10]]
+        within = ("view",) if error.title == _VIEW_TYPE.__name__ else ()
+        problems = [
+            f"{'.'.join(map(str, within + problem['loc']))}: {problem['msg']}" for problem in error.errors()[:10]
+        ]
         raise CheckpointError(f"{source}: not a model card this version reads:\n  " + "\n  ".join(problems)) from None
-    fields = dataclasses.asdict(view)
-    problems = [f"view.{key}: missing or unknown" for key in sorted(set(fields) ^ set(card.view))]
+    problems = []
     if not 1 <= view.size <= _LARGEST_SIDE:
         problems.append(f"view.size: {view.size} is not within 1 and {_LARGEST_SIDE}")
     if not 0 <= view.padding <= _LARGEST_SIDE:
@@ -173,7 +191,7 @@ def parse_card(text: bytes, source: str) -> Card:
     if problems:
         raise CheckpointError(f"{source}: no preprocessing that this version knows:\n  " + "\n  ".join(problems))
     # A card that travels must not make its reader fetch other files.
-    return dataclasses.replace(card, view=fields, model={**model.model_dump(mode="json"), "init_from": None})
+    return dataclasses.replace(card, view=values, model={**model.model_dump(mode="json"), "init_from": None})
 
 
 def read_weights(folder: Path, card: Card) -> dict[str, "Tensor"]:

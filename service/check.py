@@ -13,10 +13,12 @@ from rich.table import Table
 from pipelines import datasets, pretext
 from service import config, machine
 from service.config import JobConfig, ModelConfig
+from service.data_config import AugmentConfig
 from service.errors import DataError
 from service.jobs.local import num_workers
 from service.machine import shown_bytes
-from service.training.lengths import Lengths
+from service.splits import use_cache
+from service.training.lengths import Lengths, sizes
 from service.training.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -120,6 +122,8 @@ def examine(job: JobConfig, workers: int | None = None) -> Findings:
 def plan(job: JobConfig, samples: int) -> Plan:
     """Steps, evaluations, checkpoints and learning rates of a run on a training set of `samples`."""
     lengths = Lengths.of(job, samples)
+    # Raises what training would.
+    sizes(job, lengths.samples)
     total = lengths.total
     at = sorted({round(point * (total - 1) / (_POINTS - 1)) for point in range(_POINTS)})
     rates = tuple(
@@ -175,7 +179,9 @@ def estimate_memory(job: JobConfig, model: "Classifier", workers: int) -> dict[s
     shared = [workers if job.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     forwarded = job.micro_batch * {"all": 4, "one": 2}[job.objective.turns] ** (job.objective.name == "parallel_task")
     half = job.precision in ("bf16", "fp16") or (job.precision == "auto" and job.device != "cpu" and machine.gpus() > 0)
-    activations = activation_bytes(model, job.data.size) * forwarded
+    # What the largest steps need; evaluation keeps no activations.
+    size = max([job.data.size, *(part.size for part in job.data.sizes)])
+    activations = activation_bytes(model, size) * forwarded
     # ZeRO keeps a flat copy of its share of the weights beside them.
     copies = weights // workers if job.zero_stage else 0
     return {
@@ -185,7 +191,7 @@ def estimate_memory(job: JobConfig, model: "Classifier", workers: int) -> dict[s
         "optimizer": weights * _STATES[job.optimizer.name] // shared[0],
         "moving average": weights if job.ema else 0,
         "activations": activations // 2 if half else activations,
-        "batches": (job.data.prefetch + 2) * job.micro_batch * 3 * job.data.size**2 * _FLOAT,
+        "batches": (job.data.prefetch + 2) * job.micro_batch * 3 * max(size, job.data.eval_size or 0) ** 2 * _FLOAT,
         "libraries": _PROCESS_BYTES,
     }
 
@@ -220,6 +226,9 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
     ]
     head = f", {found.pretext_parameters:,} of them in the pretext head" if found.pretext_parameters else ""
     assumed = "" if found.splits else " (assumed)"
+    lines.append(("input", _input(job)))
+    if job.data.augment:
+        lines.append(("augmented by", ", then ".join(_augmentation(part) for part in job.data.augment)))
     batch = f"{found.workers} workers x micro-batch {job.micro_batch} x accumulation {found.accumulation}"
     lines += [
         ("model", f"{job.model.name}, {found.classes} classes{assumed}, {found.parameters:,} parameters{head}"),
@@ -251,6 +260,22 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
     return lines
 
 
+def _input(job: JobConfig) -> str:
+    """Sides of the network's input over the training, and what differs in evaluation."""
+    parts = [f"{part.size} until {part.until}" for part in job.data.sizes]
+    text = ", ".join([*parts, f"then {job.data.size}" if parts else f"{job.data.size}"]) + " pixels a side"
+    if job.data.eval_size not in (None, job.data.size):
+        text += f"; evaluation at {job.data.eval_size}"
+    if job.data.repeats > 1:
+        text += f"; each image {job.data.repeats} times in a row, augmented anew"
+    return text
+
+
+def _augmentation(part: AugmentConfig) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in part.options.items())
+    return f"{part.name} ({options})" if options else part.name
+
+
 def _splits(job: JobConfig) -> tuple[tuple[Split, ...], tuple[str, ...]]:
     splits, missing = [], []
     for name in (job.data.train_split, job.data.eval_split):
@@ -266,6 +291,7 @@ def _split(job: JobConfig, name: str) -> Split:
     if (samples := known.get(f"{name}_count")) is not None:
         # Such a data set is made when it is first asked for, and nothing is to be started here.
         return Split(name, samples, known["classes"], f"in {job.data.root}, drawn if they are not there yet")
+    use_cache(job)
     manifest = datasets.load(job.data.name, job.data.root, name, **job.data.options)
     return Split(name, len(manifest), len(manifest.classes), f"in {job.data.root}")
 

@@ -21,7 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Generate the demo data set, or show what a data set holds.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Prepare data sets for training, look for damage in them, count and show what they hold; draw the demo set.",
+    no_args_is_help=True,
+)
 app.add_typer(data_app, name="data")
 
 
@@ -41,6 +44,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Values on top of it.", show_default=False)
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes; default: `workers`, or one per GPU, or one.", min=1)]
+DataName = Annotated[str | None, typer.Option(help="Data set; default: prepared or folder, as it looks.")]
+DataOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The data set's options.", show_default=False)
+]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow; default: MLFLOW_TRACKING_URI, else sqlite in mlruns/.")]
 
 
@@ -81,6 +88,30 @@ def check(config: Config, overrides: Overrides = None, workers: Workers = None) 
     checking.show(findings, Console())
     if findings.missing:
         raise typer.Exit(3)
+
+
+@app.command(cls=ConfigCommand)
+def profile(
+    config: Config,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of each phase; default: 20 s of them.", min=1)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure CONFIG's loader alone, its step alone, and both: which is the bottleneck, and what to change."""
+    from service.profile import command
+
+    found = command.run(
+        config, overrides or (), workers=workers, steps=steps, say=lambda text: typer.echo(text, err=True)
+    )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(command.summary(found), indent=1))
+    else:
+        command.show(found, Console())
 
 
 @app.command()
@@ -198,6 +229,107 @@ def data_info(
     from service import inventory
 
     inventory.show_data(Console(), name, root, split, options or ())
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder that holds the data set.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to fill.", show_default=False)],
+    options: DataOptions = None,
+    name: Annotated[str, typer.Option(help="Data set that SRC holds: folder, demo, cifar10, ...")] = "folder",
+    split: Annotated[list[str] | None, typer.Option(help="May be given again; default: train and val.")] = None,
+    resize: Annotated[str, typer.Option(help="Side that becomes --size: short, long or none.")] = "short",
+    size: Annotated[int, typer.Option(help="Pixels. Smaller images are not enlarged.", min=1)] = 256,
+    quality: Annotated[int, typer.Option(help="Of JPEG files.", min=1, max=100)] = 90,
+    format: Annotated[str, typer.Option(help="jpeg, png, or auto: PNG for rows of pixels only.")] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Most bytes of a shard, as 256MB.")] = "256MB",
+    on_bad_image: Annotated[str, typer.Option(help="error, or skip: leave unreadable images out.")] = "error",
+    workers: Annotated[int, typer.Option(help="Processes; 0: one for each core.", min=0)] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Remove what was made otherwise, and begin anew.")] = False,
+) -> None:
+    """Resize a data set's images once, into WebDataset shards with a manifest and checksums.
+
+    Interrupted, or out of disk, it goes on where it was when it is run again; so it does with shards that were lost.
+    Train on the result with data.name=prepared data.root=DST.
+    """
+    from pipelines.resizing import Recipe
+    from service import inventory
+    from service.data import preparation
+
+    try:
+        shard_bytes = preparation.parse_size(shard_size)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--shard-size") from None
+    preparation.run(
+        Console(),
+        name,
+        source,
+        destination,
+        split or ["train", "val"],
+        inventory.parse_options(options or ()),
+        Recipe(resize, size, quality, format),
+        shard_bytes=shard_bytes,
+        on_bad_image=on_bad_image,
+        workers=workers,
+        restart=restart,
+    )
+
+
+@data_app.command("verify")
+def data_verify(
+    root: Annotated[Path, typer.Argument(help="Folder of a prepared or another data set.", show_default=False)],
+    options: DataOptions = None,
+    name: DataName = None,
+    split: Annotated[list[str] | None, typer.Option(help="May be given again; default: all there are.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well: slower, finds more.")] = False,
+) -> None:
+    """Look at every byte of a data set and list what is damaged; exit code 3 if anything is."""
+    from service import inventory
+    from service.data import verification
+
+    if not verification.run(Console(), root, name, split or (), inventory.parse_options(options or ()), decode):
+        raise typer.Exit(3)
+
+
+@data_app.command("stats")
+def data_stats(
+    root: Annotated[Path, typer.Argument(help="Folder that holds the data set.", show_default=False)],
+    options: DataOptions = None,
+    name: DataName = None,
+    split: Annotated[list[str] | None, typer.Option(help="May be given again; default: all there are.")] = None,
+) -> None:
+    """Count a data set: samples per class, sizes in pixels and bytes, boxes, formats."""
+    from pipelines import datasets
+    from service import inventory
+    from service.data import statistics, verification
+
+    chosen = verification.data_set_of(root, name)
+    for number, own in enumerate(verification.splits_of(root, chosen, split or ())):
+        manifest = datasets.load(chosen, root, own, **inventory.parse_options(options or ()))
+        if number:
+            typer.echo()
+        statistics.show(Console(), manifest)
+
+
+@data_app.command("show")
+def data_show(
+    place: Annotated[
+        Path, typer.Argument(metavar="CONFIG|ROOT", help="Configuration, or folder of a data set.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    split: Annotated[str | None, typer.Option(help="Default: the one that is trained on.")] = None,
+    count: Annotated[int, typer.Option(help="Samples.", min=1)] = 12,
+    epoch: Annotated[int, typer.Option(help="Whose draws are shown.", min=0)] = 0,
+    first: Annotated[int, typer.Option(help="Position in the epoch's order to begin at.", min=0)] = 0,
+    output: Annotated[Path, typer.Option(help="A .png or .html file.")] = Path("samples.png"),
+) -> None:
+    """Draw what training does to samples: window and turned box on the source, beside what the network is given.
+
+    As in `lorot data show configs/train/imagenet-lorot_e.yaml` or `lorot data show FOLDER pretext.name=lorot_i`.
+    """
+    from service.data import pictures
+
+    pictures.show(Console(), place, overrides or (), split=split, count=count, epoch=epoch, first=first, output=output)
 
 
 @app.command()

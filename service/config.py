@@ -5,20 +5,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from pipelines import datasets, pretext
 from service import config_file
+from service.config_fields import Length, Section, Share, Span
+from service.data_config import DataConfig, view
 from service.duration import Duration
 from service.errors import ConfigError, LorotError
-
-
-def _duration(value: Any) -> Duration:
-    return value if isinstance(value, Duration) else Duration.parse(value)
 
 
 def _mapping(value: Any) -> Any:
@@ -29,63 +27,6 @@ def _mapping(value: Any) -> Any:
         return json.loads(Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"no JSON file can be read there ({error}); write a path, or the keys themselves") from None
-
-
-def _positive(value: Duration) -> Duration:
-    if value.amount == 0:
-        raise ValueError(f"'{value}' is no time at all; write more than 0")
-    return value
-
-
-def _range(value: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < value[0] <= value[1]:
-        raise ValueError("write two numbers above 0, the smaller one first")
-    return value
-
-
-Length = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
-Span = Annotated[Length, AfterValidator(_positive)]
-Range = Annotated[tuple[float, float], AfterValidator(_range)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """One block of the configuration. Unknown keys are errors; values do not change after checking."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class DataConfig(Section):
-    """Which images, and how they become the network's input."""
-
-    name: str = Field("demo", description="data set: " + ", ".join(datasets.available()))
-    root: Path = Field(Path("data/demo"), description="folder that holds it")
-    options: dict[str, Any] = Field({}, description="the data set's own options, as for demo: {train_count: 4000}")
-    train_split: str = Field("train", description="split to train on")
-    eval_split: str = Field("val", description="split to evaluate on")
-    train_limit: int | None = Field(None, ge=1, description="train on this many samples only, drawn by the data seed")
-    size: int = Field(224, ge=1, description="side of the network's input, pixels")
-    crop: Literal["random_resized", "pad", "whole"] = Field(
-        "random_resized", description="training window: random area and aspect, random shift within padding, or all"
-    )
-    scale: Range = Field((0.08, 1.0), description="random_resized: share of the area, from and to")
-    ratio: Range = Field((3 / 4, 4 / 3), description="random_resized: width to height, from and to")
-    padding: int = Field(4, ge=0, description="pad: zeros around the image before the window is drawn, pixels")
-    flip: bool = Field(True, description="mirror half of the training images")
-    eval_crop: float = Field(0.875, gt=0, le=1, description="evaluation window: centre, this share of the short side")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted, per channel, of 0 to 1")
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="divided by, per channel, of 0 to 1"
-    )
-    loader: Literal["dali", "torch"] = Field("dali", description="dali, or the plain torch reference of the same plan")
-    num_threads: int = Field(0, ge=0, description="decoding threads a worker; 0: cores / workers")
-    prefetch: int = Field(2, ge=1, description="batches prepared ahead")
-    on_bad_image: Literal["error", "skip"] = Field(
-        "error", description="an unreadable image stops the run, or is skipped"
-    )
 
 
 class PretextConfig(Section):
@@ -265,9 +206,14 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
     else:
         try:
             task = pretext.load(config.pretext.name, **config.pretext.options)
-            task.sample(0, 0, np.zeros(1, np.int64), config.data.size)
+            for size in sorted({config.data.size, *(part.size for part in config.data.sizes)}):
+                task.sample(0, 0, np.zeros(1, np.int64), size)
         except (LorotError, TypeError) as error:
             yield f"pretext: {error}"
+    try:
+        view(config.data)
+    except LorotError as error:
+        yield f"data.augment: {error}"
     if config.objective.name == "supervised" and config.pretext.name != "none":
         yield (
             f"objective.name: 'supervised' has no use for pretext {config.pretext.name!r}; "
@@ -323,7 +269,7 @@ def _explain(problem: Any) -> str:
     here = _keys_at(path)
     elsewhere = [key for key in _all_keys(JobConfig) if key.rpartition(".")[2] == wrong]
     if near := difflib.get_close_matches(str(wrong), here, n=1):
-        hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
+        hint = f"did you mean {'.'.join(map(str, (*path, near[0])))!r}?"
     elif elsewhere:
         hint = f"did you mean {' or '.join(map(repr, elsewhere))}?"
     else:
@@ -334,7 +280,9 @@ def _explain(problem: Any) -> str:
 def _keys_at(path: list[Any]) -> list[str]:
     section: type[BaseModel] = JobConfig
     for part in path:
-        section = subsection(section.model_fields[part].annotation) or section
+        # A number is a place in a list of sections, whose field was named before it.
+        if not isinstance(part, int):
+            section = _section_in(section.model_fields[part].annotation) or section
     return list(section.model_fields)
 
 
@@ -348,7 +296,11 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def subsection(kind: Any) -> type[Section] | None:
-    """The Section class in a field's type (`EmaConfig | None` holds EmaConfig), or None."""
+    """The Section class in a field's type (`EmaConfig | None` holds EmaConfig), or None; a list of them is no block."""
+    return None if get_origin(kind) is tuple else _section_in(kind)
+
+
+def _section_in(kind: Any) -> type[Section] | None:
     parts = (kind, *get_args(kind))
     return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
 

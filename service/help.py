@@ -35,6 +35,8 @@ def type_name(kind: Any) -> str:
         return f"[{', '.join('...' if part is ... else type_name(part) for part in parts)}]"
     if kind is Duration:
         return "duration"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"{{{', '.join(kind.model_fields)}}}"
     return {"dict": "mapping", "str": "text"}.get(name := getattr(origin or kind, "__name__", str(kind)), name.lower())
 
 

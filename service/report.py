@@ -13,7 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines import pretext
-from service import figures, store
+from service import data_wait, figures, store
 from service.errors import DataError, StorageError
 from service.figures import Series
 
@@ -71,6 +71,7 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
         confusion=_confusion(run_folder / "confusion.json"),
         wsol=found,
         cost=cost(summary, history),
+        waiting=data_wait.explain(data_wait.median(history)),
         origin=_origin(summary),
         versions=_versions(summary),
         commands=_commands(config, summary, run_folder, found),
@@ -154,7 +155,7 @@ def localization(folder: Path) -> dict[str, Any]:
 def cost(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     """(what, how much) of what the run took, as far as it was measured."""
     rates = sorted(record["train/images_per_s"] for record in history if "train/images_per_s" in record)
-    waits = sorted(record["train/data_wait_share"] for record in history if "train/data_wait_share" in record)
+    waited = data_wait.median(history)
     measured = (
         ("Wall time", summary.get("wall_s"), duration),
         ("CPU time, all cores", summary.get("cpu_core_s"), lambda value: f"{value:,.0f} core-seconds"),
@@ -163,7 +164,7 @@ def cost(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> 
         ("Training speed, median", rates[len(rates) // 2] if rates else None, lambda value: f"{value:,.0f} images/s"),
         (
             "Time spent waiting for data, median",
-            waits[len(waits) // 2] if waits else None,
+            waited,
             lambda value: f"{value:.2%}",
         ),
     )

@@ -44,7 +44,7 @@ def load(name: str, root: Path | str, split: str, **given: Any) -> "Manifest":
                 f"data set {name!r} has no option {option!r}{_nearest(option, tuple(known))}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-    manifest: Manifest = _module(name).load(Path(root), split, **given)
+    manifest: Manifest = _module(name).load(root if "://" in str(root) else Path(root), split, **given)
     return manifest
 
 

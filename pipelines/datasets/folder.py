@@ -1,4 +1,4 @@
-"""Class folders, ImageNet included: any of these layouts, with JPEG or PNG files.
+"""Class folders, ImageNet included: any of these layouts, with image files of any usual format.
 
     ROOT/train/CLASS/any.jpg                      class folders, for every split
     ROOT/train/n01440764/n01440764_10026.JPEG     ImageNet with the validation images sorted into folders
@@ -9,8 +9,12 @@ ImageNet comes from https://image-net.org (free for research, after registration
 archives, or the Object Localization Challenge's one archive, which is the last layout as it is.
 Boxes are read from `Annotations/CLS-LOC/SPLIT/[CLASS/]STEM.xml` beside `Data` or in ROOT, if there. Readable class
 names come from `LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), if there; a folder's name is the class id.
+
+A file's name only says whether it is one of the images; its format is told by its content. Sizes and boxes are those
+of the image as it is shown, EXIF orientation applied.
 """
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +27,11 @@ from pipelines.errors import DataError
 from pipelines.listing import File
 from pipelines.manifest import Heading, Manifest, Rows
 
-ENDINGS = (".jpg", ".jpeg", ".png")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# Goes up when the same files give other rows, so that manifests made before are made anew. 2: EXIF is applied.
+_READING = 2
+# Annotations that a thread reads in one go: handing over single files would cost more than reading them.
+_CHUNK = 256
 _BASES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 _MAPPING = "LOC_synset_mapping.txt"
 
@@ -54,7 +62,7 @@ def load(root: Path, split: str, *, annotations: str | None = None) -> Manifest:
     found = _find(root, split, annotations)
     every = [*found.flat, *(file for _, files in found.images for file in files), *found.annotations]
     every += [found.names] if found.names else []
-    fingerprint = listing.fingerprint(every, found.folder, found.classes)
+    fingerprint = listing.fingerprint(every, _READING, found.folder, found.classes)
 
     def build(_: Path) -> tuple[Heading, Rows]:
         return _build(root, split, found, fingerprint)
@@ -111,12 +119,9 @@ def _find_annotations(root: Path, base: str, split: str, given: str | None) -> l
 
 
 def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Heading, Rows]:
-    notes_by_name = {name: file.path for file in found.annotations for name in reversed(_names(file.path))}
     images = found.flat or [file for _, files in found.images for file in files]
     paths = [file.path for file in images]
-    notes = [next((notes_by_name[name] for name in _names(path) if name in notes_by_name), None) for path in paths]
-    with ThreadPoolExecutor(listing.READERS) as pool:
-        read = list(pool.map(lambda note: cls_loc.read(root / note) if note else None, notes))
+    read = _read_annotations(root, found.annotations, paths)
     class_ids = found.classes
     if found.flat:
         synsets = [_synset(root / path, note) for path, note in zip(paths, read, strict=True)]
@@ -133,8 +138,8 @@ def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Hea
     headers = listing.read_headers(root, paths)
     boxes = counts = None
     if found.annotations:
-        sizes = zip(read, headers.heights.tolist(), headers.widths.tolist(), strict=True)
-        fitted = [cls_loc.fit(note, *size) if note else np.zeros((0, 4), np.float32) for note, *size in sizes]
+        shown = zip(read, headers.heights, headers.widths, headers.orientations, strict=True)
+        fitted = [cls_loc.fit(note, *map(int, how)) if note else np.zeros((0, 4), np.float32) for note, *how in shown]
         boxes = np.concatenate(fitted)
         counts = np.array([len(own) for own in fitted], np.int64)
     inside = len(found.folder) + 1
@@ -151,10 +156,25 @@ def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Hea
     return heading, Rows(labels, headers.heights, headers.widths, paths, box_counts=counts, boxes=boxes)
 
 
+def _read_annotations(root: Path, files: list[File], paths: list[str]) -> list[cls_loc.Annotation | None]:
+    """The annotation of each image, or None where there is none."""
+    if not files:
+        return [None] * len(paths)
+    by_name = {name: file.path for file in files for name in reversed(_names(file.path))}
+    notes = [next((by_name[name] for name in _names(path) if name in by_name), None) for path in paths]
+
+    def read(start: int) -> list[cls_loc.Annotation | None]:
+        return [cls_loc.read(root / note) if note else None for note in notes[start : start + _CHUNK]]
+
+    with ThreadPoolExecutor(listing.READERS) as pool:
+        return list(itertools.chain.from_iterable(pool.map(read, range(0, len(notes), _CHUNK))))
+
+
 def _names(path: str) -> tuple[str, str]:
     """What joins an image and its annotation: class folder and stem, or the stem alone (ImageNet's validation set)."""
-    pure = PurePosixPath(path)
-    return f"{pure.parent.name}/{pure.stem}", pure.stem
+    folder, _, name = path.rpartition("/")
+    stem = name.rpartition(".")[0] or name
+    return f"{folder.rpartition('/')[2]}/{stem}", stem
 
 
 def _synset(image: Path, annotation: cls_loc.Annotation | None) -> str:

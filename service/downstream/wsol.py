@@ -228,7 +228,7 @@ def run(
     folder = Path(output) if output is not None else Path("runs") / f"wsol-{about}"
 
     source = Source(manifest, view, pretext.load("none"), seed=0, limit=limit)
-    total = len(source.order)
+    total = len(source.sequence)
     with (
         loading.open_eval(loader, source, batch_size=batch_size, device=place) as batches,
         bar(total, "localizing", "images") if progress else nullcontext(lambda count: None) as advance,

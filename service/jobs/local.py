@@ -7,16 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import IO
 
 import psutil
 
-from pipelines import datasets
-from service import config, machine, tracking
+from service import config, machine, splits, tracking
 from service.config import JobConfig
 from service.errors import ConfigError, JobError, StorageError
 from service.run_folder import RunFolder
@@ -103,19 +102,26 @@ def run(
     if not (resume and folder.read("run.json")):
         # Going on with a run needs no server: its records wait on disk.
         tracking.ensure_ready(job.tracking.uri)
-    for split in (job.data.train_split, job.data.eval_split):
-        datasets.load(job.data.name, job.data.root, split, **job.data.options)
+    found = splits.announcement(splits.load(job))
     if restart:
         with _claimed(folder.path):
             folder.set_aside()
+    say(f"starting {count} worker{'s' if count > 1 else ''}; what libraries print goes to {folder.log(0)}")
+    launch(folder, command(path, overrides, workers=count, resume=resume, port=port), count, {splits.VARIABLE: found})
+    return job
+
+
+def launch(folder: RunFolder, line: list[str], workers: int, told: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run a command line of `command` to its end, with the run folder claimed; raises what `run` does.
+
+    Args:
+        told: environment variables for the workers, on top of `environment`.
+    """
     with _claimed(folder.path) as lock, (folder.path / LOG).open("w") as log:
         folder.error.unlink(missing_ok=True)
-        say(f"starting {count} worker{'s' if count > 1 else ''}; what libraries print goes to {folder.log(0)}")
-        line = command(path, overrides, workers=count, resume=resume, port=port)
-        code, interrupted = _supervise(line, environment(count), log, lock)
+        code, interrupted = _supervise(line, {**environment(workers), **told}, log, lock)
     if code:
         raise failure(folder, code, interrupted)
-    return job
 
 
 def num_workers(job: JobConfig, asked: int | None = None) -> int:
@@ -126,14 +132,21 @@ def num_workers(job: JobConfig, asked: int | None = None) -> int:
 
 
 def command(
-    path: Path | str, overrides: Sequence[str], *, workers: int, resume: bool = False, port: int | None = None
+    path: Path | str,
+    overrides: Sequence[str],
+    *,
+    workers: int,
+    resume: bool = False,
+    port: int | None = None,
+    module: str | None = None,
+    options: Sequence[str] = (),
 ) -> list[str]:
-    """The torchrun command line that starts the workers."""
+    """The torchrun command line that starts the workers: training's, or another module's with its own options."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(workers)]
     # Without an address of its own torchrun looks up this machine's name, which may be slow or lead elsewhere.
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port or 0}", "--local-addr", "127.0.0.1"]
     launcher += ["--shutdown-timeout", str(_SHUTDOWN_S)]
-    return [*launcher, "-m", WORKER, str(path), *overrides, *(["--resume"] if resume else [])]
+    return [*launcher, "-m", module or WORKER, str(path), *overrides, *options, *(["--resume"] if resume else [])]
 
 
 def environment(workers: int) -> dict[str, str]:

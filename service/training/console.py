@@ -12,6 +12,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from service import data_wait
+
 _EVERY_S = 10.0
 
 
@@ -77,6 +79,8 @@ class Display:
             ("pretext", "train/pretext_accuracy", "{:.1%}"),
         )
         found = [f"{name} {form.format(metrics[key])}" for name, key, form in shown if key in metrics]
+        if metrics.get(data_wait.METRIC, 0.0) > data_wait.NOTABLE:
+            found.append(f"waiting for data {metrics[data_wait.METRIC]:.0%}")
         self._figures = "  ".join(found) or self._figures
         if self._progress is not None:
             self._progress.update(self._task, figures=self._figures)

@@ -121,6 +121,18 @@ def from_main(text: str, device: torch.device) -> str:
     return bytes(buffer.cpu().numpy()).decode()
 
 
+def from_local_main(text: str, world: World) -> str:
+    """The text of the first worker of this worker's machine; what the machine's others give does not matter."""
+    if world.size == 1:
+        return text
+    data = text.encode()
+    padded = torch.zeros(int(all_max(len(data), world.device)), dtype=torch.uint8, device=world.device)
+    if data:
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    # torchrun numbers the workers of a machine in a row.
+    return bytes(gather(padded)[world.rank - world.local_rank].cpu().numpy()).rstrip(b"\0").decode()
+
+
 def on_main(world: World, action: Callable[[], object]) -> None:
     """Run `action` on the main worker alone; an error meant for people is raised on every worker."""
     failure: LorotError | None = None

@@ -1,9 +1,7 @@
 """What torchrun starts on every worker: `... -m service.training.worker CONFIG [key.sub=value ...] [--resume]`."""
 
 import argparse
-import dataclasses
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,16 +10,16 @@ from typing import IO, Any
 import psutil
 import torch
 
-from pipelines import datasets, loading, pretext
+from pipelines import loading, pretext
 from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.plan import View
-from service import bundle, config, machine, models, pictures, provenance, registry, report, tracking
+from service import bundle, config, data_wait, models, pictures, provenance, registry, report, tracking
 from service.bundle import Card
 from service.config import JobConfig
-from service.errors import ConfigError, JobError, LorotError, StorageError
+from service.errors import ConfigError, JobError
 from service.run_folder import RunFolder
-from service.training import console, distributed, evaluation, loop, objectives
+from service.training import console, distributed, entrance, evaluation, feeding, loop, objectives
 from service.training.distributed import World
 from service.training.ema import Ema
 from service.training.engine import Engine
@@ -40,37 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values on top of it")
     parser.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint")
     given = parser.parse_args(arguments)
-    rank = int(os.environ.get("RANK", 0))
-    try:
-        job = config.load(given.config, given.overrides)
-        folder = RunFolder(job.folder)
-        folder.make()
-    except LorotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    launched = "LOROT_LAUNCHED" in os.environ
-    if rank == 0 and not launched:
-        folder.forget_error(before=psutil.Process().create_time())
-    try:
-        terminal = console.capture(folder.log(rank))
-    except OSError as error:
-        print(f"error: {folder.path}: cannot be written ({error.strerror})", file=sys.stderr)
-        return StorageError.exit_code
-    try:
-        work(job, folder, given.resume, terminal if rank == 0 else None)
-    except BaseException as error:
-        _log.exception("this worker ends here")
-        folder.report_error(error)
-        if rank == 0 and not launched:
-            # Without `lorot train`, which says it, nobody else would.
-            terminal.write(f"error: {folder.read(folder.error.name).get('message', error)}\n")
-        code = error.exit_code if isinstance(error, LorotError) else 1
-        # Other workers may wait for this one for ever; a clean shutdown would wait for them.
-        logging.shutdown()
-        sys.stdout.flush()
-        terminal.flush()
-        os._exit(code)
-    return 0
+
+    def train(job: JobConfig, folder: RunFolder, terminal: IO[str] | None) -> None:
+        work(job, folder, given.resume, terminal)
+
+    return entrance.enter(given.config, given.overrides, train)
 
 
 def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | None) -> None:
@@ -80,9 +52,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
     distributed.on_main(world, lambda: folder.claim(resume))
     if job.deterministic:
         torch.use_deterministic_algorithms(True)
-    with distributed.local_main_first(world):
-        train_set = _load(job, job.data.train_split)
-        eval_set = _load(job, job.data.eval_split)
+    train_set, eval_set = feeding.open_splits(job, world)
     if train_set.classes != eval_set.classes:
         raise ConfigError(
             f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} "
@@ -97,6 +67,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         "seed": job.seed,
         "global_batch": job.global_batch,
         "data_digest": train_set.digest,
+        "eval_digest": eval_set.digest,
         "samples_per_epoch": lengths.samples,
         "total_steps": lengths.total,
         "classes": list(train_set.classes),
@@ -114,24 +85,9 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         if ema is not None:
             ema.load_state_dict(found.tensors("ema"))
 
-    view = View(**{name: getattr(job.data, name) for name in View.__dataclass_fields__})
-    options: dict[str, Any] = {
-        "rank": world.rank,
-        "world_size": world.size,
-        "device": world.device,
-        "num_threads": job.data.num_threads or max(1, machine.cores() // world.local_size),
-        "prefetch": job.data.prefetch,
-    }
-    train_source = loading.Source(
-        train_set,
-        view,
-        task,
-        job.seed,
-        render_pretext=objectives.renders_pretext(job.objective.name),
-        limit=job.data.train_limit,
-        on_bad_image=job.data.on_bad_image,
-    )
-    eval_source = loading.Source(eval_set, view, pretext.load("none"), job.seed, on_bad_image=job.data.on_bad_image)
+    options = feeding.loader_options(job, world)
+    train_source, eval_source = feeding.train_source(job, train_set, task), feeding.eval_source(job, eval_set)
+    view = train_source.view
     meters = Meters(
         len(train_set.classes),
         objectives.loss_names(job.objective.name),
@@ -190,6 +146,9 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
                 f"{folder.path}/log-rank*.txt name them"
             )
         if run is not None:
+            waited = data_wait.median(report.read_history(folder.metrics))
+            if reason := data_wait.explain(waited):
+                display.say(reason)
             card = _card(job, train_set, view, num_pretext, metrics, run.run_id)
             done = {
                 "run_id": run.run_id,
@@ -198,6 +157,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
                 "metrics": metrics,
                 "images": lengths.total * job.global_batch,
                 "skipped_images": skipped,
+                "data_wait_share": waited,
                 **used,
             }
             with display.doing("registering"):
@@ -250,10 +210,6 @@ def finish(
     run.log_artifact(report.write(folder.path, folder.path / "report.html"))
 
 
-def _load(job: JobConfig, split: str) -> Manifest:
-    return datasets.load(job.data.name, job.data.root, split, **job.data.options)
-
-
 def _open_run(
     job: JobConfig, folder: RunFolder, world: World, train_set: Manifest, eval_set: Manifest, resume: bool
 ) -> tracking.Run:
@@ -304,7 +260,13 @@ def _card(
     return Card(
         model=job.model.model_dump(mode="json"),
         classes=tuple(train_set.classes),
-        view=dataclasses.asdict(view),
+        view=bundle.evaluation_view(view),
+        training_view={
+            "size": view.size,
+            "sizes": [part.model_dump(mode="json") for part in job.data.sizes],
+            "augment": [part.model_dump(mode="json") for part in job.data.augment],
+            "repeats": job.data.repeats,
+        },
         data=job.data.name,
         data_digest=train_set.digest,
         data_options=dict(job.data.options),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines.plan import View
-from service import models, registry, store, tracking
+from service import bundle, models, registry, store, tracking
 from service.config import ModelConfig, TrackingConfig
 from service.errors import CheckpointError, TrackingError
 
@@ -154,7 +154,7 @@ def test_models_are_registered_and_found_over_http(server: Server, tmp_path: Pat
         card = registry.Card(
             model=model_config.model_dump(mode="json"),
             classes=("cat", "dog"),
-            view={**View(size=32).__dict__},
+            view=bundle.evaluation_view(View(size=32)),
             num_pretext=4,
             metrics={"val/top1": top1},
             run_id=run.run_id,

@@ -48,7 +48,7 @@ def fields(message):
 def operators(graph, device="gpu"):
     """(name, device) of each operator, in the order they run, from the serialised pipeline."""
     found = []
-    serialised = dali.build(graph, device=device, device_id=None, batch_size=4, num_threads=1).serialize()
+    serialised = dali.build(graph, device=device, stock=True, batch_size=4, num_threads=1).serialize()
     for _, definition in fields(serialised):
         if not isinstance(definition, bytes) or b"_display_name" not in definition:
             continue
@@ -94,9 +94,8 @@ def test_what_is_not_needed_is_left_out():
 )
 def test_the_patch_operators_are_there_only_for_a_task_that_turns(files, task, render, turned, monkeypatch):
     graphs = []
-    monkeypatch.setattr(
-        dali, "build", lambda graph, _build=dali.build, **options: graphs.append(graph) or _build(graph, **options)
-    )
+    make = dali.Renderer
+    monkeypatch.setattr(dali, "Renderer", lambda graph, **options: graphs.append(graph) or make(graph, **options))
     source = Source(files, View(size=32), pretext.load(task), 0, render_pretext=render)
     open_train("dali", source, start_step=0, stop_step=1, global_batch=4, micro_batch=4, num_threads=1).close()
     assert graphs[0].rotates == turned
@@ -114,7 +113,7 @@ def test_a_batch_is_a_view_of_dalis_memory_and_outlives_the_pipeline(files):
 
 def test_the_output_is_not_copied():
     graph = dali.Graph(View(size=8), encoded=False, window="whole", resizes=False, flips=False, rotates=False)
-    pipeline = dali.build(graph, batch_size=2, num_threads=1, prefetch=1)
+    pipeline = dali.build(graph, stock=True, batch_size=2, num_threads=1, prefetch=1)
     pipeline.build()
     pipeline.feed_input("samples", [np.zeros((8, 8, 3), np.uint8)] * 2)
     pipeline.schedule_run()

@@ -29,7 +29,7 @@ def test_images_labels_boxes_and_masks_belong_together(tmp_path: Path) -> None:
     drawn = scene.numbers(0, "train", np.arange(24))
     for sample in range(24):
         truth = scene.draw(found.classes[found.labels[sample]], 32, drawn[sample])
-        with Image.open(io.BytesIO(found.read(sample).tobytes())) as image:
+        with Image.open(io.BytesIO(found.read(sample))) as image:
             pixels = np.asarray(image)
         assert pixels.shape == (found.heights[sample], found.widths[sample], 3) == (32, 32, 3)
         assert np.abs(pixels.astype(int) - truth.pixels).mean() < 20

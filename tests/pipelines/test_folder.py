@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines import cls_loc, datasets, listing
+from pipelines.datasets import folder
 from pipelines.errors import DataError
 
 ANNOTATION = """<annotation><folder>val</folder><filename>x</filename>
@@ -46,7 +47,7 @@ def test_labels_paths_and_sizes_are_those_of_the_files(pets: Path) -> None:
     assert [str(path) for path in paths] == ["bird/1.jpeg", "cat/z.png", "dog/b.jpg", "dog/deep/a.JPEG"]
     assert [found.classes[label] for label in found.labels] == [path.parts[0] for path in paths]
     assert list(zip(found.widths, found.heights, strict=True)) == [(70, 80), (50, 60), (10, 20), (30, 40)]
-    assert found.read(1).tobytes() == (pets / "train/cat/z.png").read_bytes()
+    assert found.read(1) == (pets / "train/cat/z.png").read_bytes()
     assert not found.has_boxes
 
 
@@ -106,6 +107,12 @@ def test_the_manifest_is_kept_and_headers_are_read_once(pets: Path, monkeypatch:
     again = datasets.load("folder", pets, "train")
     assert again.digest == first.digest
     assert again.path == first.path
+
+
+def test_a_manifest_made_by_another_way_of_reading_is_made_anew(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = datasets.load("folder", pets, "train").heading.fingerprint
+    monkeypatch.setattr(folder, "_READING", folder._READING + 1)
+    assert datasets.load("folder", pets, "train").heading.fingerprint != before
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "rewrite", "touch"])
@@ -187,6 +194,43 @@ def test_annotations_of_equal_names_in_different_classes_stay_apart(tmp_path: Pa
     assert [found.boxes(sample)[0, 0] for sample in range(2)] == [1, 2]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("annotated", ["as stored", "as stored, at half the size", "without a size", "as shown"])
+def test_boxes_lie_on_the_image_as_it_is_shown(orientation: int, annotated: str, tmp_path: Path) -> None:
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[4:10, 6:30] = 255
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / "train/n1/n1_1.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as image:
+        rows, columns = np.asarray(ImageOps.exif_transpose(image)).any(axis=2).nonzero()
+    want = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    box, size = (6, 4, 30, 10), {"width": 40, "height": 24}
+    if annotated == "as shown":
+        if orientation < 5:
+            # Nothing tells it from the other ways.
+            return
+        box, size = tuple(int(corner) for corner in want), {"width": 24, "height": 40}
+    elif annotated == "as stored, at half the size":
+        box, size = (3, 2, 15, 5), {"width": 20, "height": 12}
+    elif annotated == "without a size":
+        size = {"width": 0, "height": 0}
+    annotate(tmp_path / "Annotations/CLS-LOC/train/n1/n1_1.xml", "n1", [box], **size)
+    found = datasets.load("folder", tmp_path, "train")
+    assert found.boxes(0).tolist() == [want]
+    assert (found.widths[0], found.heights[0]) == ((24, 40) if orientation >= 5 else (40, 24))
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.BMP", "a.gif", "a.TIF", "a.tiff", "a.ppm", "a.PNG", "a.JPEG"])
+def test_every_usual_ending_is_taken_whatever_it_holds(name: str, pets: Path) -> None:
+    save(pets / "train/bird" / name, 12, 9, "GIF")
+    found = datasets.load("folder", pets, "train")
+    where = [Path(found.describe(sample)).name for sample in range(len(found))].index(name)
+    assert (found.widths[where], found.heights[where]) == (12, 9)
+
+
 def test_a_flat_folder_without_annotations_says_what_would_work(tmp_path: Path) -> None:
     save(tmp_path / "val/x.jpg")
     with pytest.raises(DataError, match=r"x\.jpg: lies in no class folder.*sort"):
@@ -246,6 +290,6 @@ def test_unknown_data_sets_and_options_are_errors_with_the_nearest_name(pets: Pa
 
 
 def test_every_data_set_offers_load_and_says_where_its_files_come_from() -> None:
-    assert set(datasets.available()) == {"cifar10", "cifar100", "demo", "fashion_mnist", "folder"}
+    assert set(datasets.available()) == {"cifar10", "cifar100", "demo", "fashion_mnist", "folder", "prepared"}
     for name in datasets.available():
         assert isinstance(datasets.options(name), dict)

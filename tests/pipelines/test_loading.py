@@ -205,7 +205,7 @@ def test_skipping_in_training_takes_the_next_readable_sample(broken, kind):
 
 def test_skipping_stays_within_the_samples_that_the_limit_keeps(broken):
     source = source_of(broken, on_bad_image="skip", limit=6)
-    kept = set(source.order.members(np.arange(6)).tolist())
+    kept = set(source.sequence.members(np.arange(6)).tolist())
     for sample in sorted(kept)[:3]:
         damage(broken, sample, "empty")
     seen = {sample for batch in train("torch", source) for sample in batch.ids.tolist()}
@@ -253,7 +253,7 @@ def test_damage_that_only_a_decoder_sees_is_found_too(tmp_path, kind):
         list(train(kind, source_of(manifest), **options))
     loader = train(kind, source_of(manifest, on_bad_image="skip"), prefetch=3, **options)
     ids = torch.cat([batch.ids for batch in loader])
-    _, expected = source_of(manifest).order.samples(np.arange(20))
+    _, expected = source_of(manifest).sequence.samples(np.arange(20))
     assert ids.tolist() == [7 if sample == 6 else sample for sample in expected.tolist()]
     assert set(loader.skipped) == {6}
 
@@ -297,7 +297,7 @@ def test_arrays_of_pixels_are_loaded_too(pixels, kind):
 
 
 def test_what_cannot_be_opened_says_what_would_work(few):
-    with pytest.raises(LorotError, match="dali, torch"):
+    with pytest.raises(LorotError, match="dali, stock, torch"):
         train("ffcv", source_of(few))
     with pytest.raises(LorotError, match="global_batch 16"):
         train("torch", source_of(few), world_size=3)

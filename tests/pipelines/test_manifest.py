@@ -41,7 +41,8 @@ def test_what_is_written_is_read_back(three: Manifest, tmp_path: Path) -> None:
     assert three.labels.tolist() == [0, 1, 0]
     assert three.heights.tolist() == [3] * 3
     assert three.widths.tolist() == [4] * 3
-    assert three.read(1).tobytes() == b"bbbbb"
+    assert three.read(1) == b"bbbbb"
+    assert three.location(1) == ("b", 0, None)
     assert three.describe(2) == str(tmp_path / "c")
     assert [three.boxes(sample).tolist() for sample in range(3)] == [[], [[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 11]]]
     assert three.boxes(0).shape == (0, 4)
@@ -68,8 +69,10 @@ def test_array_rows_come_as_three_channels_with_masks_by_threshold(tmp_path: Pat
     manifest.write(tmp_path / "m.arrow", heading, Rows(np.array([0, 1]), np.full(2, 3), np.full(2, 4)))
     opened = Manifest.open(tmp_path / "m.arrow", tmp_path)
     assert not opened.encoded
-    assert opened.read(1).shape == (3, 4, 3)
-    assert all((opened.read(1)[:, :, channel] == grey[1]).all() for channel in range(3))
+    pixels = opened.read(1)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (3, 4, 3)
+    assert all((pixels[:, :, channel] == grey[1]).all() for channel in range(3))
     mask = opened.mask(1)
     assert mask is not None
     assert mask.tolist() == (grey[1] > 13).tolist()
@@ -77,6 +80,67 @@ def test_array_rows_come_as_three_channels_with_masks_by_threshold(tmp_path: Pat
     np.save(tmp_path / "grey.npy", grey[:1])
     with pytest.raises(DataError, match="2 samples"):
         Manifest.open(tmp_path / "m.arrow", tmp_path)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Manifest:
+    """Three samples in two shards, the second one with a mask behind it."""
+    mask = masks.encode(np.eye(3, 4, dtype=bool))
+    (tmp_path / "x-0.tar").write_bytes(b"..aaa.bbbb" + mask)
+    (tmp_path / "x-1.tar").write_bytes(b"ccccc")
+    heading = dataclasses.replace(HEADING, shards=("x-0.tar", "x-1.tar"))
+    places = {
+        "shards": np.array([0, 0, 1]),
+        "offsets": np.array([2, 6, 0]),
+        "sizes": np.array([3, 4, 5]),
+        "mask_offsets": np.array([0, 10, 0]),
+        "mask_sizes": np.array([0, len(mask), 0]),
+    }
+    manifest.write(tmp_path / "m.arrow", heading, dataclasses.replace(rows(["a", "b", "c"]), **places))
+    return Manifest.open(tmp_path / "m.arrow", tmp_path)
+
+
+def test_samples_and_masks_in_shards_are_read_by_their_places(sharded: Manifest, tmp_path: Path) -> None:
+    assert sharded.encoded
+    assert [sharded.read(sample) for sample in (2, 0, 1)] == [b"ccccc", b"aaa", b"bbbb"]
+    assert [sharded.location(sample) for sample in range(3)] == [
+        ("x-0.tar", 2, 3),
+        ("x-0.tar", 6, 4),
+        ("x-1.tar", 0, 5),
+    ]
+    assert sharded.describe(1) == f"{tmp_path}/x-0.tar, byte 6 (made from b)"
+    assert sharded.has_masks
+    assert sharded.mask(0) is None
+    found = sharded.mask(1)
+    assert found is not None
+    assert (found == np.eye(3, 4, dtype=bool)).all()
+
+
+def test_a_shard_that_ends_too_early_is_named(sharded: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "x-1.tar").write_bytes(b"ccc")
+    with pytest.raises(DataError, match=r"x-1\.tar"):
+        sharded.read(2)
+
+
+def test_another_process_reads_the_same_shards(sharded: Manifest) -> None:
+    assert copy.deepcopy(sharded).read(1) == b"bbbb"
+
+
+def test_samples_in_a_shard_that_does_not_exist_or_without_a_size_are_refused(tmp_path: Path) -> None:
+    own = dataclasses.replace(rows(["a"]), shards=np.array([1]), offsets=np.array([0]), sizes=np.array([1]))
+    heading = dataclasses.replace(HEADING, shards=("x-0.tar",))
+    with pytest.raises(ValueError, match="shards 1 to 1 of 1"):
+        manifest.write(tmp_path / "m", heading, own)
+    with pytest.raises(ValueError, match="needs files, shards"):
+        manifest.write(tmp_path / "m", heading, dataclasses.replace(own, shards=np.array([0]), sizes=None))
+
+
+def test_rows_of_an_array_have_no_place_in_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "grey.npy", np.zeros((1, 3, 4), np.uint8))
+    heading = dataclasses.replace(HEADING, array="grey.npy")
+    manifest.write(tmp_path / "m.arrow", heading, Rows(np.zeros(1, int), np.full(1, 3), np.full(1, 4)))
+    with pytest.raises(ValueError, match="array grey"):
+        Manifest.open(tmp_path / "m.arrow", tmp_path).location(0)
 
 
 def test_masks_are_read_from_their_files_and_may_be_missing(three: Manifest, tmp_path: Path) -> None:
@@ -112,7 +176,7 @@ def test_damaged_manifests_are_errors_that_name_the_file(three: Manifest, tmp_pa
     (tmp_path / "other.arrow").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"other\.arrow.*delete it"):
         Manifest.open(tmp_path / "other.arrow", tmp_path)
-    (tmp_path / "other.arrow").write_bytes(whole.replace(b'"format": 1', b'"format": 9'))
+    (tmp_path / "other.arrow").write_bytes(whole.replace(b'"format": 2', b'"format": 9'))
     with pytest.raises(DataError, match=r"other\.arrow.*another version"):
         Manifest.open(tmp_path / "other.arrow", tmp_path)
     with pytest.raises(DataError, match="no such manifest"):

@@ -1,10 +1,13 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torchvision.transforms import v2
 
-from pipelines import pretext
+from pipelines import augment, pretext
+from pipelines.augment.operations import Operation
 from pipelines.errors import LorotError
 from pipelines.plan import View, eval_plan, take, train_plan
 
@@ -84,6 +87,7 @@ def test_a_samples_plan_does_not_depend_on_its_batch():
     for row in range(30):
         one = slice(row, row + 1)
         alone = train_plan(view, task, 1, epochs[one], ids[one], heights[one], widths[one])
+        assert take(together, row).size == 64
         for name, value in vars(take(together, row)).items():
             np.testing.assert_array_equal(value, getattr(alone, name))
 
@@ -119,3 +123,63 @@ def test_evaluation_neither_mirrors_nor_turns():
 def test_a_wrong_view_says_what_would_work(wrong, hint):
     with pytest.raises(LorotError, match=hint):
         View(size=64, **wrong)
+
+
+EVERYTHING = tuple(
+    augment.load(name) for name in sorted(augment.available(), key=lambda name: (name == "random_erasing", name))
+)
+
+
+def test_what_was_drawn_before_there_were_augmentations_is_drawn_still():
+    ids = np.arange(64) * 7919
+    digest = hashlib.sha256()
+    for crop in ("random_resized", "pad", "whole"):
+        for name in ("lorot_e", "lorot_i", "none", "rotation"):
+            task, sizes, before = pretext.load(name), (40 + ids % 97, 50 + ids % 83), b""
+            for view in (View(size=64, crop=crop), View(size=64, crop=crop, augment=EVERYTHING)):
+                plan = train_plan(view, task, 3, np.arange(64) % 5, ids, *sizes, step=2)
+                rows = (plan.windows, plan.flips, plan.boxes, plan.turns, plan.pretext_labels)
+                drawn = b"".join(np.ascontiguousarray(row).tobytes() for row in rows)
+                if view.augment:
+                    assert drawn == before
+                before = drawn
+            digest.update(drawn)
+    assert digest.hexdigest().startswith("e0389109971e0f40")
+
+
+def test_the_operations_of_all_augmentations_stand_in_a_row():
+    plan = plan_of(View(size=64, augment=EVERYTHING), count=50)
+    ops = [augmentation.sample(0, plan.epochs, plan.ids, 64) for augmentation in EVERYTHING]
+    np.testing.assert_array_equal(plan.ops, np.concatenate([codes for codes, _ in ops], axis=1))
+    np.testing.assert_array_equal(plan.amounts, np.concatenate([amounts for _, amounts in ops], axis=1))
+    assert plan.ops.shape[1] == len(View(size=64, augment=EVERYTHING).slots) == 2 + 3 + 1 + 2 + 1 + 1
+
+
+def test_without_augmentations_and_in_evaluation_there_are_no_operations():
+    view = View(size=64, augment=EVERYTHING)
+    evaluated = eval_plan(view, np.arange(9), np.full(9, 80), np.full(9, 80), np.ones(9, bool))
+    for plan in (plan_of(View(size=64), count=9), evaluated):
+        assert plan.ops.shape == (9, 0)
+        assert plan.amounts.shape == (9, 0, 4)
+
+
+def test_evaluation_has_a_size_of_its_own():
+    view = View(size=64, eval_size=96)
+    evaluated = eval_plan(view, np.arange(2), np.full(2, 200), np.full(2, 100), np.ones(2, bool))
+    assert evaluated.size == 96
+    assert (evaluated.boxes == [0, 0, 96]).all()
+    assert evaluated.windows.tolist() == [[56, 6, 88, 88]] * 2
+    assert plan_of(view, count=2).size == 64
+
+
+def test_what_acts_after_normalisation_must_be_last():
+    erasing, jitter = augment.load("random_erasing"), augment.load("color_jitter")
+    assert View(size=64, augment=(jitter, erasing)).slots[-1] == {Operation.ERASE}
+    with pytest.raises(LorotError, match="'random_erasing' acts after normalisation and must be the last"):
+        View(size=64, augment=(erasing, jitter))
+
+
+def test_the_same_augmentation_twice_would_draw_the_same_and_is_refused():
+    twice = (augment.load("rand_augment"), augment.load("rand_augment", magnitude=3))
+    with pytest.raises(LorotError, match="'rand_augment' stands twice"):
+        View(size=64, augment=twice)

@@ -29,11 +29,12 @@ def all_cases(size):
     return np.repeat(np.array(boxes), 4, axis=0), np.tile(np.arange(4), len(boxes))
 
 
-def plan_for(boxes, turns, window):
+def plan_for(boxes, turns, size):
     count = len(boxes)
     zeros = np.zeros(count, np.int64)
-    windows = np.tile(np.array(window), (count, 1))
-    return Plan(np.arange(count), zeros, windows, zeros.astype(bool), boxes, turns, turns, np.ones(count, bool))
+    windows = np.tile(np.array([0, 0, size, size]), (count, 1))
+    rows = (np.arange(count), zeros, windows, zeros.astype(bool), boxes, turns, turns, np.ones(count, bool))
+    return Plan(*rows, size, np.zeros((count, 0), np.int64), np.zeros((count, 0, 4), np.float32))
 
 
 def render_with_dali(view, samples, plan, *, resizes):
@@ -70,7 +71,7 @@ def test_corners_and_single_pixels_turn_exactly_in_both_renderings(size):
     boxes, turns = all_cases(size)
     samples = [np.random.default_rng(n).integers(0, 256, (size, size, 3), dtype=np.uint8) for n in range(len(boxes))]
     expected = rotated(np.stack(samples).transpose(0, 3, 1, 2), boxes, turns)
-    view, plan = View(size=size, **UNIT), plan_for(boxes, turns, (0, 0, size, size))
+    view, plan = View(size=size, **UNIT), plan_for(boxes, turns, size)
     np.testing.assert_array_equal(render_with_dali(view, samples, plan, resizes=False).numpy().round(3), expected)
     np.testing.assert_array_equal(torch_reference.render_batch(samples, view, plan).numpy().round(3), expected)
 
@@ -83,7 +84,7 @@ def test_no_box_and_no_turn_leaves_a_trace_on_a_blank_image(value):
     shapes = [(20 + 3 * n % 90, 25 + 7 * n % 90) for n in range(len(boxes))]
     samples = [np.full((*shape, 3), value, np.uint8) for shape in shapes]
     view = View(size=size)
-    plan = plan_for(boxes, turns, (0, 0, 0, 0))
+    plan = plan_for(boxes, turns, size)
     plan.windows[:, 2:] = shapes
     mean, std = (torch.tensor(part)[:, None, None] * 255 for part in (view.mean, view.std))
     blank = (torch.tensor(value)[:, None, None] - mean) / std
@@ -120,6 +121,6 @@ def test_drawn_pictures_turn_alike_in_both_renderings(tmp_path):
     boxes, turns = all_cases(32)
     boxes, turns = boxes[4:12], turns[4:12]
     samples = [manifest.read(n) for n in range(8)]
-    view, plan = View(size=32, **UNIT), plan_for(boxes, turns, (0, 0, 32, 32))
+    view, plan = View(size=32, **UNIT), plan_for(boxes, turns, 32)
     ours = render_with_dali(view, samples, plan, resizes=False)
     np.testing.assert_allclose(ours, torch_reference.render_batch(samples, view, plan), atol=1e-3)

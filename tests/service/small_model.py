@@ -1,6 +1,5 @@
 """A small network and its card, for the tests of bundles and of the registry."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ MODEL = ModelConfig(name="resnet_small", width=8)
 CARD = Card(
     model=MODEL.model_dump(mode="json"),
     classes=("cat", "dog", "eel"),
-    view=dataclasses.asdict(View(size=32)),
+    view=bundle.evaluation_view(View(size=32)),
     data="demo",
     data_digest="d" * 64,
     pretext="lorot_e",

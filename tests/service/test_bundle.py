@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from small_model import CARD, network, written
 
+from pipelines import augment
 from pipelines.plan import View
 from service import bundle, models, registry
 from service.errors import CheckpointError, StorageError
@@ -158,10 +159,10 @@ def test_a_card_with_absurd_sizes_costs_no_memory(tmp_path: Path, monkeypatch: p
         ({"view": {**CARD.view, "size": "32"}}, "size"),
         ({"view": {**CARD.view, "std": [0, 1, 1]}}, "std"),
         ({"view": {**CARD.view, "mean": [0, 1]}}, "mean"),
-        ({"view": {**CARD.view, "root": "/"}}, "view.root: missing or unknown"),
+        ({"view": {**CARD.view, "root": "/"}}, r"view\.root: Extra inputs are not permitted"),
         ({"view": {**CARD.view, "crop": "../x"}}, "crop"),
         ({"view": {**CARD.view, "eval_crop": 0}}, "eval_crop"),
-        ({"view": {"size": 32}}, "missing or unknown"),
+        ({"view": {"size": 32}}, r"view\.crop: Field required"),
         ({"run_id": "../../x"}, "run_id"),
         ({"weights_sha256": "../model"}, "weights_sha256"),
         ({"weights": "../../etc/passwd"}, "weights"),
@@ -210,3 +211,13 @@ def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         registry.load(str(folder))
     assert not Path("exploded").exists()
+
+
+def test_a_card_keeps_the_view_of_the_evaluation_and_reads_back_what_training_did(tmp_path: Path) -> None:
+    view = View(size=32, eval_size=48, augment=(augment.load("rand_augment"),))
+    training = {"size": 32, "sizes": [{"size": 24, "until": "1 epochs"}], "augment": [{"name": "rand_augment"}]}
+    card = dataclasses.replace(CARD, view=bundle.evaluation_view(view), training_view=training)
+    bundle.write_bundle(tmp_path / "model", network().state_dict(), card)
+    read = bundle.read_card(tmp_path / "model")
+    assert View(**read.view) == View(size=48)
+    assert read.training_view == training

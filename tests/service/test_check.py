@@ -184,3 +184,26 @@ def test_variants_differ_from_their_baseline_in_two_lines(family: str) -> None:
         assert [line.split(":")[0] for line in lines] == ["extends", "objective", "pretext"]
         changed = config.load(path).model_dump(exclude={"name", "objective", "pretext"})
         assert changed == base.model_dump(exclude={"name", "objective", "pretext"})
+
+
+def test_the_input_is_shown_with_its_sizes_repeats_and_augmentations() -> None:
+    data = DEMO | {
+        "sizes": [{"size": 48, "until": "1 epochs"}],
+        "eval_size": 40,
+        "repeats": 3,
+        "augment": [{"name": "rand_augment", "options": {"magnitude": 3}}, {"name": "random_erasing"}],
+    }
+    found = check.examine(config.resolve(SMALL | {"data": data}))
+    text = shown(found)
+    assert "48 until 1 epochs, then 32 pixels a side; evaluation at 40; each image 3 times in a row" in text
+    assert "rand_augment (magnitude 3), then random_erasing" in text
+    # The largest size of all is what has to fit.
+    at_48 = check.examine(config.resolve(SMALL | {"data": DEMO | {"size": 48}}))
+    assert found.memory["activations"] == at_48.memory["activations"]
+    assert found.memory["batches"] == at_48.memory["batches"]
+
+
+def test_sizes_in_the_wrong_order_are_refused_where_the_data_tell_how_long_an_epoch_is() -> None:
+    sizes = [{"size": 48, "until": "2 epochs"}, {"size": 40, "until": "10 steps"}]
+    with pytest.raises(ConfigError, match=r"size 40 until 10 steps \(step 10\) ends before size 48 .*\(step 16\)"):
+        check.examine(config.resolve(SMALL | {"data": DEMO | {"sizes": sizes}}))

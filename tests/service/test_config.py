@@ -28,7 +28,15 @@ def test_a_resolved_configuration_reads_back_equal_from_its_own_yaml(tmp_path: P
     values = {
         "duration": "7.5 epochs",
         "ema": {"decay": 0.99},
-        "data": {"scale": [0.2, 0.9], "root": "somewhere/else", "options": {"size": 80}},
+        "data": {
+            "scale": [0.2, 0.9],
+            "root": "somewhere/else",
+            "options": {"size": 80},
+            "sizes": [{"size": 128, "until": "2 epochs"}, {"size": 160, "until": "60 %"}],
+            "augment": [{"name": "rand_augment", "options": {"magnitude": 3}}, {"name": "random_erasing"}],
+            "eval_size": 256,
+            "repeats": 3,
+        },
         "pretext": {"name": "lorot_e", "options": {"grid": 4}},
         "objective": {"name": "multi_task"},
         "schedule": {"name": "step", "milestones": ["30 epochs", "60 %"]},
@@ -225,3 +233,45 @@ def test_deepspeeds_own_json_file_may_be_named(tmp_path: Path) -> None:
     assert config.resolve({"deepspeed": str(path)}).deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
     with pytest.raises(ConfigError, match=r"deepspeed.*gone\.json"):
         config.resolve({"deepspeed": str(tmp_path / "gone.json")})
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ({"augment": [{"name": "randaugment"}]}, ["data.augment: augmentation 'randaugment' does not", "rand_augment"]),
+        ({"augment": [{"name": "rand_augment", "options": {"num": 2}}]}, ["no option 'num'", "num_ops, magnitude"]),
+        ({"augment": [{"name": "random_erasing"}, {"name": "lighting"}]}, ["'random_erasing'", "must be the last"]),
+        ({"augment": [{"name": "lighting"}, {"name": "lighting"}]}, ["'lighting' stands twice"]),
+        ({"augment": [{"name": "lighting", "opions": {}}]}, ["data.augment.0.opions: unknown key", "options"]),
+        ({"augment": "lighting"}, ["data.augment"]),
+        ({"sizes": [{"size": 128}]}, ["data.sizes.0.until"]),
+        ({"sizes": [{"size": 0, "until": "1 epochs"}]}, ["data.sizes.0.size"]),
+        ({"sizes": [{"size": 128, "untl": "1 epochs"}]}, ["data.sizes.0.untl: unknown key", "'data.sizes.0.until'"]),
+        ({"repeats": 0}, ["data.repeats"]),
+        ({"eval_size": 0}, ["data.eval_size"]),
+    ],
+)
+def test_a_wrong_augmentation_or_size_is_refused_with_what_there_is(data: dict, parts: list[str]) -> None:
+    message = refusal({"data": data})
+    assert all(part in message for part in parts), message
+
+
+def test_a_pretext_task_that_does_not_fit_one_of_the_sizes_is_refused_with_that_size() -> None:
+    values = {
+        "pretext": {"name": "lorot_e", "options": {"grid": 3}},
+        "objective": {"name": "multi_task"},
+        "data": {"size": 224 - 2, "sizes": [{"size": 96, "until": "1 epochs"}, {"size": 128, "until": "2 epochs"}]},
+    }
+    assert "does not divide images of 128 pixels" in refusal(values)
+    values["data"]["sizes"].pop()
+    config.resolve(values)
+
+
+def test_the_view_holds_the_augmentations_ready_to_draw() -> None:
+    augment = [
+        {"name": "color_jitter", "options": {"hue": 0.1}},
+        {"name": "random_erasing", "options": {"scale": [0.1, 0.2]}},
+    ]
+    view = config.view(config.resolve({"data": {"augment": augment, "eval_size": 256}}).data)
+    assert (view.size, view.eval_size, len(view.slots)) == (224, 256, 5)
+    assert view.augment[1].scale == (0.1, 0.2)

@@ -18,7 +18,7 @@ from pipelines import loading, manifest, pretext
 from pipelines.manifest import Heading, Manifest, Rows
 from pipelines.plan import View, eval_plan
 from pipelines.reading import Source
-from service import registry, store
+from service import bundle, registry, store
 from service.bundle import Card, write_bundle
 from service.config import ModelConfig, TrackingConfig
 from service.downstream import localization, wsol
@@ -248,7 +248,7 @@ def test_a_registered_model_gets_its_results_beside_it(
     asked = []
     monkeypatch.setattr(wsol.datasets, "load", lambda *given, **options: asked.append((*given, options)) or data)
     config = ModelConfig(name="resnet_small", width=8)
-    view = {**dataclasses.asdict(WHOLE)}
+    view = bundle.evaluation_view(WHOLE)
     card = Card(
         model=config.model_dump(mode="json"), classes=CLASSES, view=view, data="squares", data_options={"count": 14},
         root="somewhere", split="val", metrics={"val/top1": 0.5},

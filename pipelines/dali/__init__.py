@@ -1,0 +1,6 @@
+"""The plan rendered by DALI: the only place that imports it."""
+
+from pipelines.dali.graph import DTYPES, Graph
+from pipelines.dali.renderer import Renderer, build
+
+__all__ = ["DTYPES", "Graph", "Renderer", "build"]

@@ -1,0 +1,47 @@
+"""What the host does with pixels, compiled by Numba: the only place that imports it.
+
+Compiled once per machine and kept in the user's cache folder, below the digest of these sources and the version that
+compiled them: an edited kernel is never mistaken for the one that was compiled before. Where that folder cannot be
+written, kernels are compiled again by each process, which takes about twenty seconds.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from pipelines import cache
+
+_log = logging.getLogger(__name__)
+
+
+def _keep() -> bool:
+    """Point Numba at the folder of these sources' machine code; whether there is one."""
+    hashed = hashlib.sha256(numba.__version__.encode())
+    own = Path(__file__).parent
+    # The operations' codes are compiled in.
+    for source in (*sorted(own.glob("*.py")), own.parent / "augment" / "operations.py"):
+        hashed.update(source.read_bytes())
+    try:
+        folder = cache.user_folder("kernels") / hashed.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} is not writable")
+    except OSError as error:
+        _log.warning("compiled kernels cannot be kept (%s); set XDG_CACHE_HOME to a folder that can be written", error)
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return True
+
+
+# Of every kernel. The sums are short, so that their order does not matter to 8 bits; no exceptions, no index checks.
+OPTIONS: dict[str, Any] = {
+    "cache": _keep(),
+    "nogil": True,
+    "fastmath": True,
+    "error_model": "numpy",
+    "boundscheck": False,
+}

@@ -1,0 +1,163 @@
+"""Antialiased bilinear resizing of interleaved 8-bit RGB: a triangle filter as wide as the reduction asks for.
+
+The filter is that of Pillow and of torch's `interpolate(mode="bilinear", antialias=True)`: separable, centred on the
+output pixel, cut off and renormalised at the edges. Rows are combined first, into one row of floats that stays in the
+first-level cache, then the columns of that row, four lanes at a time. Every output pixel has the same number of taps,
+some of weight 0: that costs less than a loop whose end the processor cannot predict.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from pipelines.kernels import OPTIONS
+from pipelines.kernels.vectors import weighted_pixel
+
+_pixel_of_1, _pixel_of_2, _pixel_of_3, _pixel_of_4 = (weighted_pixel(taps) for taps in (1, 2, 3, 4))
+_pixel_of_5, _pixel_of_6, _pixel_of_7, _pixel_of_8 = (weighted_pixel(taps) for taps in (5, 6, 7, 8))
+
+
+@njit(**OPTIONS)
+def count_taps(length: int, size: int) -> int:
+    """Source pixels that one of `size` output pixels can depend on."""
+    reduction = length / size
+    return min(length, math.ceil(2.0 * reduction) + 1 if reduction > 1.0 else 2)
+
+
+@njit(**OPTIONS)
+def weigh(length: int, size: int, taps: int, mirrored: bool, firsts: np.ndarray, weights: np.ndarray) -> None:
+    """The filter along one axis.
+
+    Args:
+        length, size: source and output pixels.
+        taps: `count_taps(length, size)`.
+        mirrored: output pixels run backwards.
+        firsts: (size,) int64, set to the first source pixel of each output pixel.
+        weights: (size * taps,) float32, set to the weights of the pixels from there on; they add up to 1.
+    """
+    scale = length / size
+    reach = max(scale, 1.0)
+    for index in range(size):
+        centre = (index + 0.5) * scale
+        first = min(max(0, int(centre - reach + 0.5)), length - taps)
+        place = size - 1 - index if mirrored else index
+        total = 0.0
+        for tap in range(taps):
+            weight = max(1.0 - abs(first + tap + 0.5 - centre) / reach, 0.0)
+            weights[place * taps + tap] = weight
+            total += weight
+        firsts[place] = first
+        for tap in range(taps):
+            weights[place * taps + tap] /= total
+
+
+@njit(**OPTIONS)
+def resize(
+    source: np.ndarray, height: int, width: int, stride: int, size: int, mirrored: bool, pixels: np.ndarray
+) -> None:
+    """Resize one image to a square, and mirror it left to right if so told.
+
+    Args:
+        source: (height * stride,) uint8 or longer; rows of interleaved RGB, `stride` bytes apart.
+        height, width: of the source, pixels.
+        size: side of the output, pixels.
+        pixels: (size * size * 3 + 1,) uint8, filled; the last byte is room for a vector's end and means nothing.
+    """
+    row_taps, column_taps = count_taps(height, size), count_taps(width, size)
+    row_firsts, row_weights = np.empty(size, np.int64), np.empty(size * row_taps, np.float32)
+    column_firsts, column_weights = np.empty(size, np.int64), np.empty(size * column_taps, np.float32)
+    weigh(height, size, row_taps, False, row_firsts, row_weights)
+    weigh(width, size, column_taps, mirrored, column_firsts, column_weights)
+    for index in range(size):
+        column_firsts[index] *= 3
+    length = 3 * width
+    # Vectors reach one lane beyond the last pixel.
+    row = np.zeros(length + 1, np.float32)
+    for index in range(size):
+        combine_rows(source, row_firsts[index] * stride, stride, length, row_weights, index * row_taps, row_taps, row)
+        combine_columns(row, column_firsts, column_weights, column_taps, size, pixels, 3 * size * index)
+
+
+@njit(**OPTIONS)
+def combine_rows(
+    source: np.ndarray,
+    start: int,
+    stride: int,
+    length: int,
+    weights: np.ndarray,
+    first: int,
+    taps: int,
+    row: np.ndarray,
+) -> None:
+    """Weighted sum of `taps` source rows of `length` values. Up to four at once: fewer passes over the sum."""
+    tap = 0
+    while tap < taps:
+        together = min(4, taps - tap)
+        place = first + tap
+        one = source[start : start + length]
+        by_one = weights[place]
+        if together == 1:
+            for index in range(length):
+                row[index] = by_one * np.float32(one[index]) + (row[index] if tap else np.float32(0))
+        elif together == 2:
+            two, by_two = source[start + stride : start + stride + length], weights[place + 1]
+            for index in range(length):
+                total = by_one * np.float32(one[index]) + by_two * np.float32(two[index])
+                row[index] = total + (row[index] if tap else np.float32(0))
+        elif together == 3:
+            two, by_two = source[start + stride : start + stride + length], weights[place + 1]
+            three, by_three = source[start + 2 * stride : start + 2 * stride + length], weights[place + 2]
+            for index in range(length):
+                total = by_one * np.float32(one[index]) + by_two * np.float32(two[index])
+                total += by_three * np.float32(three[index])
+                row[index] = total + (row[index] if tap else np.float32(0))
+        else:
+            two, by_two = source[start + stride : start + stride + length], weights[place + 1]
+            three, by_three = source[start + 2 * stride : start + 2 * stride + length], weights[place + 2]
+            four, by_four = source[start + 3 * stride : start + 3 * stride + length], weights[place + 3]
+            for index in range(length):
+                total = by_one * np.float32(one[index]) + by_two * np.float32(two[index])
+                total += by_three * np.float32(three[index]) + by_four * np.float32(four[index])
+                row[index] = total + (row[index] if tap else np.float32(0))
+        tap += together
+        start += together * stride
+
+
+@njit(**OPTIONS)
+def combine_columns(
+    row: np.ndarray, firsts: np.ndarray, weights: np.ndarray, taps: int, size: int, pixels: np.ndarray, start: int
+) -> None:
+    """One row of output pixels from one row of floats; `firsts` count values, not pixels."""
+    # One loop for each usual number of taps, which is then a constant in it.
+    if taps == 1:
+        for index in range(size):
+            _pixel_of_1(row, firsts[index], weights, index, pixels, start + 3 * index)
+    elif taps == 2:
+        for index in range(size):
+            _pixel_of_2(row, firsts[index], weights, 2 * index, pixels, start + 3 * index)
+    elif taps == 3:
+        for index in range(size):
+            _pixel_of_3(row, firsts[index], weights, 3 * index, pixels, start + 3 * index)
+    elif taps == 4:
+        for index in range(size):
+            _pixel_of_4(row, firsts[index], weights, 4 * index, pixels, start + 3 * index)
+    elif taps == 5:
+        for index in range(size):
+            _pixel_of_5(row, firsts[index], weights, 5 * index, pixels, start + 3 * index)
+    elif taps == 6:
+        for index in range(size):
+            _pixel_of_6(row, firsts[index], weights, 6 * index, pixels, start + 3 * index)
+    elif taps == 7:
+        for index in range(size):
+            _pixel_of_7(row, firsts[index], weights, 7 * index, pixels, start + 3 * index)
+    elif taps == 8:
+        for index in range(size):
+            _pixel_of_8(row, firsts[index], weights, 8 * index, pixels, start + 3 * index)
+    else:
+        for index in range(size):
+            for channel in range(3):
+                total = np.float32(0)
+                for tap in range(taps):
+                    total += weights[taps * index + tap] * row[firsts[index] + 3 * tap + channel]
+                pixels[start + 3 * index + channel] = np.uint8(np.rint(total))

@@ -1,0 +1,1 @@
+"""What the `lorot data` commands do: prepare, verify, count and show."""

@@ -1,0 +1,105 @@
+"""What torchrun starts on every worker to profile a job: `... -m service.profile.worker CONFIG [...] [--steps N]`."""
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from typing import IO
+
+import torch
+
+from pipelines import loading, pretext
+from service import machine, models
+from service.config import JobConfig
+from service.profile.findings import Findings, Setting
+from service.profile.measuring import Training
+from service.run_folder import RunFolder
+from service.training import distributed, entrance, feeding, objectives
+from service.training.ema import Ema
+from service.training.engine import Engine
+from service.training.engine_settings import autocast_dtype
+from service.training.meters import Meters
+
+RESULT = "profile.json"
+# So small that no weight moves and no loss can overflow; a step costs the same at any rate.
+_RATE = 1e-12
+_ENDLESS = 10**6
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one worker to its end; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="service.profile.worker", description=__doc__)
+    parser.add_argument("config", help="configuration file")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values on top of it")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each phase; default: what fits into 20 s")
+    given = parser.parse_args(arguments)
+
+    def profile(job: JobConfig, folder: RunFolder, _: IO[str] | None) -> None:
+        found = work(job, given.steps)
+        if found is not None:
+            folder.write(RESULT, dataclasses.asdict(found))
+
+    return entrance.enter(given.config, given.overrides, profile)
+
+
+def work(job: JobConfig, steps: int | None) -> Findings | None:
+    """Measure the job's parts with the other workers; the main one has the findings."""
+    job = job.model_copy(update={"optimizer": job.optimizer.model_copy(update={"lr": _RATE})})
+    world = distributed.connect(job.device)
+    train_set, _ = feeding.open_splits(job, world)
+    task = pretext.load(job.pretext.name, **job.pretext.options)
+    num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
+    torch.manual_seed(job.seed)
+    model = models.build(job.model, len(train_set.classes), num_pretext)
+    ema = Ema(model.to(world.device), job.ema.decay, job.ema.every) if job.ema is not None else None
+    engine = Engine(job, model, world)
+    names = objectives.loss_names(job.objective.name)
+    meters = Meters(len(train_set.classes), names, device=world.device, rank=world.rank, world_size=world.size)
+    training = Training(job, engine, ema, meters, len(train_set))
+
+    def opened() -> loading.Loader:
+        return loading.open_train(
+            job.data.loader,
+            feeding.train_source(job, train_set, task),
+            start_step=0,
+            stop_step=_ENDLESS,
+            global_batch=job.global_batch,
+            micro_batch=job.micro_batch,
+            **feeding.loader_options(job, world),
+        )
+
+    with opened() as batches:
+        loader, kept = training.load(batches, steps)
+    again = itertools.cycle(kept)
+    count = steps or training.num_steps(again)
+    if steps:
+        training.run(again, 1)
+    step = training.run(again, count)
+    with opened() as batches:
+        training.run(batches, 1)
+        both = training.run(batches, count)
+    engine.close()
+    distributed.disconnect()
+    if not world.is_main:
+        return None
+    pixels = train_set.heights.astype(float) * train_set.widths
+    dtype = autocast_dtype(job, world.device)
+    setting = Setting(
+        device=world.device.type,
+        cores=machine.cores(),
+        workers=world.size,
+        num_threads=feeding.num_threads(job, world.local_size),
+        prefetch=job.data.prefetch,
+        accumulation=engine.accumulation,
+        precision="fp32" if dtype is None else {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
+        compiled=job.compile,
+        loader=job.data.loader,
+        encoded=train_set.encoded,
+        source_pixels=float(pixels.mean()),
+        size=job.data.size,
+    )
+    return Findings(setting, loader, step, both)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""How a worker process begins and ends, whatever it does: its configuration, its log, and the word on why it failed."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import IO
+
+import psutil
+
+from service import config
+from service.config import JobConfig
+from service.errors import LorotError, StorageError
+from service.run_folder import RunFolder
+from service.training import console
+
+_log = logging.getLogger(__name__)
+
+
+def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFolder, IO[str] | None], None]) -> int:
+    """Run `body(job, run folder, terminal on the main worker)` and return the worker's exit code.
+
+    An error ends the process on the spot, after it was written to the log and to the run folder: other workers may be
+    waiting for this one for ever.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        job = config.load(path, list(overrides))
+        folder = RunFolder(job.folder)
+        folder.make()
+    except LorotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    launched = "LOROT_LAUNCHED" in os.environ
+    if rank == 0 and not launched:
+        folder.forget_error(before=psutil.Process().create_time())
+    try:
+        terminal = console.capture(folder.log(rank))
+    except OSError as error:
+        print(f"error: {folder.path}: cannot be written ({error.strerror})", file=sys.stderr)
+        return StorageError.exit_code
+    try:
+        body(job, folder, terminal if rank == 0 else None)
+    except BaseException as error:
+        _log.exception("this worker ends here")
+        folder.report_error(error)
+        if rank == 0 and not launched:
+            # Without `lorot train`, which says it, nobody else would.
+            terminal.write(f"error: {folder.read(folder.error.name).get('message', error)}\n")
+        code = error.exit_code if isinstance(error, LorotError) else 1
+        # Other workers may wait for this one for ever; a clean shutdown would wait for them.
+        logging.shutdown()
+        sys.stdout.flush()
+        terminal.flush()
+        os._exit(code)
+    return 0
