@@ -8,6 +8,7 @@ written, kernels are compiled again by each process, which takes about twenty se
 import hashlib
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 def _keep() -> bool:
-    """Point Numba at the folder of these sources' machine code; whether there is one."""
+    """Point Numba at the folder of these sources' machine code; whether there is one.
+
+    What lies there is run, so a folder that others can write is not used.
+    """
     hashed = hashlib.sha256(numba.__version__.encode())
     own = Path(__file__).parent
     # The operations' codes are compiled in.
@@ -27,11 +31,15 @@ def _keep() -> bool:
         hashed.update(source.read_bytes())
     try:
         folder = cache.user_folder("kernels") / hashed.hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = folder.stat()
+        if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(f"others can write {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not writable")
-    except OSError as error:
-        _log.warning("compiled kernels cannot be kept (%s); set XDG_CACHE_HOME to a folder that can be written", error)
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: a user without a home.
+        _log.warning("compiled kernels cannot be kept (%s); set XDG_CACHE_HOME to a folder of your own", error)
         return False
     numba.config.CACHE_DIR = str(folder)
     return True
