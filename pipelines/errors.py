@@ -14,7 +14,7 @@ class DataError(LorotError):
 
 
 class UnreachableError(DataError):
-    """The storage itself does not answer: no sample is to blame, so none is left out for it."""
+    """The storage does not answer, fails or holds other data than before: no sample is to blame, none is left out."""
 
 
 class FullDiskError(DataError):

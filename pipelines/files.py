@@ -5,15 +5,19 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, UnreachableError
 
 # A data set of a few hundred shards stays open altogether; a larger one costs an `open` now and then.
 MOST_OPEN = 512
 MOST_BYTES = 2**60
+# A range of so many bytes is looked for before memory is asked for it.
+_LARGE = 2**26
+# What is wrong with one file, or with the path that a manifest gives it; all else is wrong with the storage.
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 class Files(Protocol):
@@ -32,6 +36,7 @@ class Files(Protocol):
             path: relative to the root, with forward slashes.
 
         Raises:
+            UnreachableError: the storage is away or fails, or the root is gone: no single file is to blame.
             DataError: the file is missing, unreadable or shorter than that, or its path leaves the root.
         """
         ...
@@ -68,6 +73,8 @@ class LocalFiles:
         """See `Files.read`."""
         if path[:1] == "/" or ".." in path:
             refuse_outside(path, self._prefix)
+        if size is not None and not 0 <= offset <= offset + size <= MOST_BYTES:
+            raise short(self._prefix + path, offset, size)
         try:
             if size is not None:
                 data = read_range(self._kept.get(path), offset, size)
@@ -76,7 +83,7 @@ class LocalFiles:
                 data = read_rest(Descriptor(self._open(path)), offset)
         except OSError as error:
             self._kept.forget(path)
-            raise unreadable(self._prefix + path, error) from None
+            raise unreadable(self._prefix + path, error, self._prefix) from None
         if size is not None and len(data) != size:
             self._kept.forget(path)
             raise short(self._prefix + path, offset, size)
@@ -138,6 +145,9 @@ class Kept:
 
 def read_range(descriptor: Descriptor, offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on, fewer only at the end of the file; raises OSError."""
+    if size > _LARGE:
+        # Damage may ask for more than there is memory, of a file that is small.
+        size = min(size, max(0, os.fstat(descriptor.number).st_size - offset))
     data = os.pread(descriptor.number, size, offset)
     if len(data) == size or not data:
         return data
@@ -158,12 +168,16 @@ def read_rest(descriptor: Descriptor, offset: int) -> bytes:
     return read_range(descriptor, offset, max(0, end - offset))
 
 
-def open_files(root: Path | str) -> Files:
-    """The files below a folder, or below a URL such as s3://bucket/folder, kept where `remote.use_cache` says."""
+def open_files(root: Path | str, known: Mapping[str, tuple[int, str]] | None = None) -> Files:
+    """The files below a folder, or below a URL such as s3://bucket/folder, kept where `remote.use_cache` says.
+
+    Args:
+        known: path -> (bytes, sha256 in hex) of what is to be found below a URL; see `remote.RemoteFiles`.
+    """
     if "://" in str(root):
         from pipelines import remote
 
-        return remote.open_remote(str(root))
+        return remote.open_remote(str(root), known)
     return LocalFiles(root)
 
 
@@ -173,11 +187,26 @@ def refuse_outside(path: str, root: str) -> None:
         raise DataError(f"the path {path!r} leaves the data folder {root.rstrip('/')}; make the manifest again")
 
 
-def unreadable(path: str, error: OSError) -> DataError:
-    """The error for a file that is missing or cannot be read."""
-    return DataError(f"{path}: cannot be read ({error.strerror or error}); restore it")
+def unreadable(path: str, error: OSError, root: str) -> DataError:
+    """The error for a file that is missing or cannot be read; UnreachableError unless the file itself is to blame."""
+    why = error.strerror or error
+    if error.errno not in _OF_THE_FILE:
+        return UnreachableError(f"{path}: cannot be read ({why}); check the disk, or the server it is mounted from")
+    if error.errno == errno.ENOENT and _is_gone(root):
+        return UnreachableError(f"{path}: cannot be read: {root} is gone or empty; mount it again, or restore it")
+    return DataError(f"{path}: cannot be read ({why}); restore it")
 
 
 def short(path: str, offset: int, size: int) -> DataError:
     """The error for a file that ends too early."""
     return DataError(f"{path}: ends before the {size} bytes at {offset}; it is truncated, restore it")
+
+
+def _is_gone(root: str) -> bool:
+    """Whether a folder does not exist, or is empty, as the place of a disk is that is not mounted."""
+    try:
+        with os.scandir(root) as entries:
+            return next(entries, None) is None
+    except OSError as error:
+        # One that may be entered but not listed is there.
+        return error.errno != errno.EACCES

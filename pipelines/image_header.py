@@ -241,10 +241,10 @@ def _with_pillow(stream: BinaryIO) -> ImageHeader:
                 orientation = _exif_by_pillow(image)
     except Image.DecompressionBombError as error:
         raise HeaderError(f"the file is refused: {error}") from None
-    except (OSError, SyntaxError, ValueError, struct.error, IndexError, OverflowError) as error:
+    except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
         if "cannot identify" in str(error):
             raise HeaderError("the file is no image of a known format") from None
-        raise HeaderError(f"the file is damaged: {error}") from None
+        raise HeaderError(f"the file is damaged: {str(error) or type(error).__name__}") from None
     return _turned(ImageHeader(form, width, height, orientation, False))
 
 

@@ -4,10 +4,11 @@ Reading runs ahead on threads, rendering runs ahead of what is asked for, and th
 number of threads, the depth of the queues, the memory allowed, the world size or the step that loading starts at.
 """
 
+import atexit
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ __all__ = ["Loader", "Source", "open_eval", "open_train"]
 READ_THREADS = 64
 READAHEAD_MB = 256
 READ_TIMEOUT_S = 120.0
+# Rows of a manifest that are looked at together.
+PIECE = 65_536
 
 
 class Renderer(Protocol):
@@ -85,18 +88,8 @@ def open_train(
     schedule = Training(
         source.sequence, start_step, stop_step, global_batch, micro_batch, rank, world_size, source.repeats
     )
-    return _open(
-        kind,
-        source,
-        schedule,
-        micro_batch,
-        world_size,
-        device,
-        num_threads,
-        prefetch,
-        dtype,
-        (read_threads, readahead_mb, read_timeout_s),
-    )
+    reading = read_threads, readahead_mb, read_timeout_s
+    return _open(kind, source, schedule, micro_batch, world_size, device, num_threads, prefetch, dtype, reading)
 
 
 def open_eval(
@@ -122,18 +115,8 @@ def open_eval(
         LorotError: `kind` or `dtype` does not exist.
     """
     schedule = Evaluation(source.sequence, batch_size, rank, world_size)
-    return _open(
-        kind,
-        source,
-        schedule,
-        batch_size,
-        world_size,
-        device,
-        num_threads,
-        prefetch,
-        dtype,
-        (read_threads, readahead_mb, read_timeout_s),
-    )
+    reading = read_threads, readahead_mb, read_timeout_s
+    return _open(kind, source, schedule, batch_size, world_size, device, num_threads, prefetch, dtype, reading)
 
 
 class Loader:
@@ -183,6 +166,9 @@ class Loader:
                 timeout_s=read_timeout_s,
             )
             self._ahead.fill()
+            # Left open and forgotten, its threads would still be at work in compiled code while the interpreter goes,
+            # which ends such threads by force; C++ then ends the process ("terminate called ...").
+            atexit.register(self.close)
             self._driver = ThreadPoolExecutor(1, thread_name_prefix="renderer")
             self._next = self._driver.submit(self._render_next, self._ahead)
 
@@ -245,6 +231,7 @@ class Loader:
         self._ahead.close()
         self._rendering.clear()
         self._renderer.close()
+        atexit.unregister(self.close)
 
     def _render_next(self, ahead: Readahead) -> tuple[Batch, dict[int, str]]:
         """The next batch, with the samples skipped for it. Runs on the driving thread, as all below but `_prepare`."""
@@ -279,10 +266,13 @@ class Loader:
 
     def _prepare(self, work: Work) -> Any:
         """What the renderer takes, or None if a sample turned out to be bad and was rejected."""
+        # What a decoder has failed at before is tried alone: failing in the queue costs all that is in it.
+        if self._reject_faulty(work, self._reader.suspects(work.plan)):
+            return None
         try:
             return self._renderer.prepare(work.samples, work.plan)
         except UnsoundError as error:
-            self._reject_faulty([work], error)
+            self._reject_some([work], error)
             return None
 
     def _shorten(self) -> None:
@@ -295,22 +285,26 @@ class Loader:
     def _recover(self, ahead: Readahead, error: UnsoundError) -> None:
         """After a sample that passed as sound broke the renderer: find it, and render again what was in the queue."""
         lost = list(self._rendering)
-        self._reject_faulty([work for _, work in lost], error)
+        self._reject_some([work for _, work in lost], error)
         self._rendering.clear()
         self._renderer.close()
         self._renderer = self._make_renderer(min(self._prefetch, len(self) - self.rendered))
         ahead.again([fetch for fetch, _ in lost])
 
-    def _reject_faulty(self, works: list[Work], error: UnsoundError) -> None:
-        found = False
-        for work in works:
-            for row, sample in enumerate(work.samples):
-                reason = self._renderer.fault(sample, take(work.plan, row))
-                if reason is not None:
-                    self._reader.reject(int(work.plan.ids[row]), reason)
-                    found = True
-        if not found:
+    def _reject_some(self, works: list[Work], error: UnsoundError) -> None:
+        """Reject what cannot be decoded; raises DataError if all can be."""
+        if not sum(self._reject_faulty(work, range(len(work.samples))) for work in works):
             raise DataError(f"rendering failed, though every image of the batch can be decoded: {error}")
+
+    def _reject_faulty(self, work: Work, rows: Iterable[int]) -> int:
+        """Reject those of a batch's rows that cannot be decoded; returns how many these are."""
+        faults = 0
+        for row in rows:
+            reason = self._renderer.fault(work.samples[row], take(work.plan, row))
+            if reason is not None:
+                self._reader.reject(int(work.plan.ids[row]), int(work.plan.epochs[row]), reason)
+                faults += 1
+        return faults
 
 
 def _open(
@@ -374,8 +368,13 @@ def _renderer(
 
 
 def _all_of_size(size: int, heights: np.ndarray, widths: np.ndarray) -> bool:
-    # A header that could not be read has height and width 0; such an image is never rendered.
-    return bool(np.all((heights == size) | (heights == 0)) and np.all((widths == size) | (widths == 0)))
+    # A header that could not be read has height and width 0; such an image is never rendered. Piece by piece: where
+    # sizes vary the first piece tells, whatever the length; only images that are all of one size are all looked at.
+    return all(
+        bool(np.all((sides == size) | (sides == 0)))
+        for start in range(0, len(heights), PIECE)
+        for sides in (heights[start : start + PIECE], widths[start : start + PIECE])
+    )
 
 
 def _assemble(work: Work, images: Tensor, labels: np.ndarray, device: str | torch.device) -> Batch:

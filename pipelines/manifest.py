@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import cache, masks
+from pipelines import cache, masks, prepared_set
 from pipelines.errors import DataError
 from pipelines.files import Files, open_files
 
@@ -105,31 +105,31 @@ class Manifest:
     def __init__(self, path: Path, root: Path | str, heading: Heading, batch: pa.RecordBatch) -> None:
         self.path = path
         self.root = root
-        self.files: Files = open_files(root)
+        self.files: Files = open_files(root, prepared_set.read_known(path) if "://" in str(root) else None)
         self.heading = heading
-        self.labels: np.ndarray = _view(batch.column("label"))
-        self.heights: np.ndarray = _view(batch.column("height"))
-        self.widths: np.ndarray = _view(batch.column("width"))
+        self.labels: np.ndarray = view(batch.column("label"))
+        self.heights: np.ndarray = view(batch.column("height"))
+        self.widths: np.ndarray = view(batch.column("width"))
         self.encoded = heading.array is None
         names = batch.schema.names
         self._paths = batch.column("path") if "path" in names else None
         self._mask_paths = batch.column("mask_path") if "mask_path" in names else None
         self._shards, self._offsets, self.sizes, self._mask_offsets, self._mask_sizes = (
-            _view(batch.column(name)) if name in names else None for name in _PLACES
+            view(batch.column(name)) if name in names else None for name in _PLACES
         )
-        self.checksums: np.ndarray | None = _view(batch.column("checksum")) if "checksum" in names else None
+        self.checksums: np.ndarray | None = view(batch.column("checksum")) if "checksum" in names else None
         self._box_offsets: np.ndarray | None = None
         if "boxes" in names:
             column = batch.column("boxes")
-            self._box_offsets = _view(column.offsets)
-            self._boxes: np.ndarray = _view(column.values.flatten()).reshape(-1, 4)
+            self._box_offsets = view(column.offsets)
+            self._boxes: np.ndarray = view(column.values.flatten()).reshape(-1, 4)
         self._pixels = None if heading.array is None else _map_array(path.parent / heading.array, len(self.labels))
 
     @classmethod
     def open(cls, path: Path | str, root: Path | str) -> "Manifest":
         """Map a manifest that `write` made; raises DataError if the file is missing, damaged or of another format."""
         path = Path(path)
-        heading, batch = _read(path)
+        heading, batch = read_file(path)
         return cls(path, root if "://" in str(root) else Path(root), heading, batch)
 
     def __len__(self) -> int:
@@ -333,23 +333,35 @@ def _current(path: Path, root: Path, fingerprint: str) -> Manifest | None:
     return manifest if manifest.heading.fingerprint == fingerprint else None
 
 
-def _read(path: Path) -> tuple[Heading, pa.RecordBatch]:
+def read_file(path: Path, mend: str | None = None) -> tuple[Heading, pa.RecordBatch]:
+    """What a manifest's file holds, mapped; raises DataError as `Manifest.open`.
+
+    Args:
+        mend: what helps against damage, if it is not seen from where the file lies.
+    """
+    if mend is None:
+        prepared = (path.parent / prepared_set.NAME).exists()
+        mend = (
+            f"copy it here again, or {prepared_set.MEND}"
+            if prepared
+            else "delete it and start again: it is made, or fetched, anew"
+        )
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         about: dict[str, Any] = json.loads((reader.schema.metadata or {})[_KEY])
         if about.pop("format") != FORMAT or reader.num_record_batches != 1:
-            raise DataError(f"{path}: a manifest of another version of this program; delete it, and it is made again")
+            raise DataError(f"{path}: a manifest of another version of this program; {mend}")
         about |= {name: tuple(about[name]) for name in ("classes", "class_ids", "shards")}
         return Heading(**about), reader.get_batch(0)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; `datasets.load` makes it") from None
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: no such manifest; {mend.replace('delete it and ', '')}") from None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: a damaged manifest ({error}); delete it, and it is made again") from None
+        raise DataError(f"{path}: a damaged manifest ({error}); {mend}") from None
 
 
-def _view(column: pa.Array) -> np.ndarray:
+def view(column: pa.Array) -> np.ndarray:
     """The numbers of a column without gaps, not copied. Arrow's own `to_numpy` imports pandas: half a second."""
     kind = str(column.type)
     values = np.frombuffer(column.buffers()[1], np.dtype("float32" if kind == "float" else kind))

@@ -5,9 +5,9 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from pipelines.image_header import PNG_SIGNATURE
+from pipelines.image_header import MOST_PIXELS, PNG_SIGNATURE
 
 # A stored (uncompressed) block of the deflate format holds at most this many bytes.
 _BLOCK = 0xFFFF
@@ -34,12 +34,14 @@ def encode(mask: np.ndarray) -> bytes:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """The (H, W) bool mask in an image file: true where it is not black; raises ValueError if it is none."""
+    """The (H, W) bool mask in a PNG file: true where it is not black; raises ValueError if it is none."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it declares {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             return np.asarray(image.convert("L")) > 0
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
+    except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def enclosing_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

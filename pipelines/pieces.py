@@ -1,13 +1,15 @@
 """A few samples of a data set, prepared: in this process, or in as many others as there are cores.
 
-Run as `python -m pipelines.pieces JOB`, a process reads lines `FIRST STOP` and answers each with a line of JSON and
-the bytes that it announces, until its input ends: so it ends with its parent, whatever becomes of that. A command of
-its own rather than multiprocessing, which would run the caller's main module again and unpickle what it is sent.
+Run as `python -P -m pipelines.pieces JOB`, a process says that it is ready, reads lines `FIRST STOP` and answers each
+with a line of JSON and the bytes that it announces, until its input ends: so it ends with its parent, whatever becomes
+of that. A command of its own rather than multiprocessing, which would run the caller's main module again and unpickle
+what it is sent.
 """
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,9 @@ from pipelines.soundness import UnsoundError
 
 # Samples handed to a process at once: enough to make the handing over cheap, few enough to hold in memory.
 _PIECE = 16
+# The working directory is none of the places where the process finds its modules.
+_COMMAND = (sys.executable, "-P", "-m", "pipelines.pieces")
+_READY = b"ready\n"
 # So many samples are done sooner here than a process starts.
 _WORTH_PROCESSES = 64
 
@@ -92,8 +97,10 @@ def make(manifest: Manifest, recipe: Recipe, first: int, stop: int) -> Piece:
 def make_all(manifest: Manifest, recipe: Recipe, first: int, stop: int, workers: int) -> Iterator[Piece]:
     """Prepare samples first to stop - 1, in order, in so many processes.
 
+    A decoder that dies of an image takes its process with it: that sample's reason says so.
+
     Raises:
-        DataError: a process died.
+        DataError: a process cannot be started.
     """
     starts = range(first, stop, _PIECE)
     if stop - first <= _WORTH_PROCESSES:
@@ -119,6 +126,10 @@ def make_all(manifest: Manifest, recipe: Recipe, first: int, stop: int, workers:
             pool.close()
 
 
+class _DiedError(Exception):
+    """A process died while it prepared samples; the message says of what."""
+
+
 class _Process(NamedTuple):
     """A process that makes pieces, and what it complains of."""
 
@@ -137,7 +148,29 @@ class _Processes:
         self._started: list[_Process] = []
 
     def make(self, first: int, stop: int) -> Piece:
-        process: _Process = getattr(self._own, "process", None) or self._start()
+        """Prepare samples first to stop - 1; if the process dies of it, each in one of its own, to see which did it."""
+        process: _Process | None = getattr(self._own, "process", None)
+        if process is None:
+            process = self._own.process = self._start()
+        try:
+            return self._ask(process, first, stop)
+        except _DiedError:
+            self._own.process = None
+            self._end(process)
+        alone = [self._make_alone(sample) for sample in range(first, stop)]
+        samples = [sample for piece in alone for sample in piece.samples]
+        return Piece(samples, b"".join(piece.content for piece in alone))
+
+    def _make_alone(self, sample: int) -> Piece:
+        process = self._start()
+        try:
+            return self._ask(process, sample, sample + 1)
+        except _DiedError as death:
+            return Piece([Sample(sample, f"the process that prepared it died: {death}")], b"")
+        finally:
+            self._end(process)
+
+    def _ask(self, process: _Process, first: int, stop: int) -> Piece:
         requests, answers = process.handle.stdin, process.handle.stdout
         assert requests is not None
         assert answers is not None
@@ -147,23 +180,30 @@ class _Processes:
             about = json.loads(answers.readline())
             content = answers.read(about["bytes"])
         except (OSError, ValueError):
-            raise _died(process) from None
+            raise _DiedError(_complaint(process)) from None
         if len(content) != about["bytes"]:
-            raise _died(process)
+            raise _DiedError(_complaint(process))
         return Piece([_parse(values) for values in about["samples"]], content)
 
     def close(self) -> None:
         """End them all."""
         with self._starting:
             self._closed = True
-        for process in self._started:
+            left = list(self._started)
+        for process in left:
             process.handle.kill()
-        for process in self._started:
-            process.handle.wait()
-            for stream in (process.handle.stdin, process.handle.stdout, process.complaints):
-                # What a dead process will not read cannot be flushed.
-                with contextlib.suppress(OSError):
-                    stream and stream.close()
+        for process in left:
+            self._end(process)
+
+    def _end(self, process: _Process) -> None:
+        process.handle.kill()
+        process.handle.wait()
+        for stream in (process.handle.stdin, process.handle.stdout, process.complaints):
+            # What a dead process will not read cannot be flushed.
+            with contextlib.suppress(OSError):
+                stream and stream.close()
+        with self._starting, contextlib.suppress(ValueError):
+            self._started.remove(process)
 
     def _start(self) -> _Process:
         package = str(Path(__file__).resolve().parents[1])
@@ -179,7 +219,7 @@ class _Processes:
             if self._closed:
                 raise DataError("no more images are prepared")
             handle = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.pieces", self._job],
+                [*_COMMAND, self._job],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -187,10 +227,13 @@ class _Processes:
                 # Ctrl-C is for the parent, which ends them.
                 start_new_session=True,
             )
-            self._own.process = _Process(handle, complaints)
-            self._started.append(self._own.process)
-            process: _Process = self._own.process
-            return process
+            process = _Process(handle, complaints)
+            self._started.append(process)
+        assert handle.stdout is not None
+        if handle.stdout.readline() != _READY:
+            complaint = _complaint(process)
+            raise DataError(f"no process that prepares images can be started: {complaint}; what is finished stays")
+        return process
 
 
 def _make(manifest: Manifest, recipe: Recipe, sample: int) -> tuple[Sample, bytes]:
@@ -224,13 +267,19 @@ def _parse(values: list[object]) -> Sample:
     return sample._replace(places={ending: Place(*place) for ending, place in sample.places.items()})
 
 
-def _died(process: _Process) -> DataError:
+def _complaint(process: _Process) -> str:
+    """Why a process died; ends it if it has not."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        # Its output ends a little before it does.
+        process.handle.wait(timeout=5)
     process.handle.kill()
     code = process.handle.wait()
     process.complaints.seek(0)
     complaint = process.complaints.read().decode(errors="replace").strip()
-    reason = complaint.splitlines()[-1] if complaint else f"it ended with code {code}; is there enough memory?"
-    return DataError(f"a process that prepares images died: {reason}; what is finished stays, start again to go on")
+    with contextlib.suppress(ValueError):
+        hint = "; is there enough memory?" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    return complaint.splitlines()[-1] if complaint else f"it ended with code {code}"
 
 
 def main(text: str) -> None:
@@ -239,6 +288,8 @@ def main(text: str) -> None:
     job = Job(**values | {"recipe": Recipe(**values["recipe"])})
     manifest = Manifest.open(job.manifest, job.root)
     answers = sys.stdout.buffer
+    answers.write(_READY)
+    answers.flush()
     for line in sys.stdin:
         piece = make(manifest, job.recipe, *map(int, line.split()))
         about = {"bytes": len(piece.content), "samples": piece.samples}

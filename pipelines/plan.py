@@ -52,7 +52,7 @@ class View:
             raise LorotError(f"scale {self.scale}: needs 0 < from <= to <= 1, as in (0.08, 1)")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise LorotError(f"ratio {self.ratio}: needs 0 < from <= to, as in (0.75, 1.333)")
-        names = [type(augmentation).__module__.rpartition(".")[2] for augmentation in self.augment]
+        names = [_name(augmentation) for augmentation in self.augment]
         for place, (name, augmentation) in enumerate(zip(names, self.augment, strict=True)):
             if name in names[:place]:
                 raise LorotError(f"augmentation {name!r} stands twice, and would draw the same numbers twice")
@@ -113,7 +113,11 @@ def train_plan(
     widths: np.ndarray,
     step: int = 0,
 ) -> Plan:
-    """The plan of (N,) training samples; `step` matters only to a task that draws once per batch."""
+    """The plan of (N,) training samples; `step` matters only to a task that draws once per batch.
+
+    Raises:
+        LorotError: a window, box or erased rectangle reaches out of what it lies in; who has drawn it.
+    """
     # One draw for all choices of the view: drawing costs by the call, hardly by the number.
     drawn = uniform(seed, epochs, ids, "view", num=3 + 2 * TRIES if view.crop == "random_resized" else 3)
     flips, places, tries = drawn[:, 0] < (0.5 if view.flip else 0.0), drawn[:, 1:3], drawn[:, 3:]
@@ -124,7 +128,11 @@ def train_plan(
         windows = np.column_stack([offsets, heights, widths]).astype(np.int64)
     else:
         windows = _whole(heights, widths)
+    if view.crop != "pad":
+        _check_inside(windows, heights, widths, f"a window of crop {view.crop!r}")
     boxes, turns, labels = task.sample(seed, epochs, ids, view.size, step=step)
+    rectangles = boxes[:, [0, 1, 2, 2]]
+    _check_inside(rectangles, view.size, view.size, f"a box of pretext task {_name(task)!r}")
     valid = np.ones(len(ids), bool)
     ops, amounts = _operations(view.augment, seed, epochs, ids, view.size)
     return Plan(ids, epochs, windows, flips, boxes, turns, labels, valid, view.size, ops, amounts)
@@ -151,11 +159,40 @@ def _operations(
     augment: tuple[Augmentation, ...], seed: int, epochs: np.ndarray, ids: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes (N, K) and amounts (N, K, 4) of all augmentations, one after the other."""
-    drawn = [augmentation.sample(seed, epochs, ids, size) for augmentation in augment]
+    drawn = []
+    for augmentation in augment:
+        codes, amounts = augmentation.sample(seed, epochs, ids, size)
+        erased = amounts[codes == Operation.ERASE]
+        _check_inside(erased, size, size, f"a rectangle of augmentation {_name(augmentation)!r}")
+        drawn.append((codes, amounts))
     # So that no augmentation at all is K = 0.
     nothing = np.zeros((len(ids), 0), np.int64), np.zeros((len(ids), 0, 4), np.float32)
-    codes, amounts = zip(nothing, *drawn, strict=True)
-    return np.concatenate(codes, axis=1), np.concatenate(amounts, axis=1)
+    all_codes, all_amounts = zip(nothing, *drawn, strict=True)
+    return np.concatenate(all_codes, axis=1), np.concatenate(all_amounts, axis=1)
+
+
+def _check_inside(rectangles: np.ndarray, height: np.ndarray | int, width: np.ndarray | int, what: str) -> None:
+    """Raises LorotError if one of (N, 4) (y, x, height, width) is empty or reaches out of `height` x `width` pixels.
+
+    What renders a plan trusts it, and would write where it must not.
+    """
+    y, x, tall, wide = rectangles.T
+    # A difference cannot overflow here, as a sum could. What is no number is not inside.
+    inside = (y >= 0) & (x >= 0) & (tall >= 1) & (wide >= 1)
+    inside &= (y <= height - np.maximum(tall, 1)) & (x <= width - np.maximum(wide, 1))
+    if not inside.all():
+        row = int(np.argmin(inside))
+        within = [int(np.broadcast_to(side, len(y))[row]) for side in (height, width)]
+        raise LorotError(
+            f"{what}, (y, x, height, width) = {tuple(rectangles[row].tolist())}, does not lie inside {within[0]} x "
+            f"{within[1]} pixels, or is empty; y, x >= 0, sides >= 1, y + height <= {within[0]}, x + width <= "
+            f"{within[1]} would work"
+        )
+
+
+def _name(part: object) -> str:
+    """The file that a pretext task or an augmentation is found by."""
+    return type(part).__module__.rpartition(".")[2]
 
 
 def _whole(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
+from PIL import features
+
 from pipelines import cache, prepared_set
 from pipelines.errors import DataError
 from pipelines.files import LocalFiles
 from pipelines.manifest import Manifest
 
 # Of the layout of shards and records: another one makes nothing of what this one made.
-LAYOUT = 1
+LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,13 @@ class Place:
 
 def describe(source: Manifest, options: dict[str, Any]) -> dict[str, Any]:
     """What decides over the bytes of the shards."""
-    return {"layout": LAYOUT, "source": describe_source(source), "options": options}
+    return {"layout": LAYOUT, "source": describe_source(source), "options": options, "made_with": made_with()}
+
+
+def made_with() -> dict[str, str]:
+    """Versions of the libraries that decode and encode: others may make other bytes of the same image."""
+    libraries = {"libjpeg_turbo": "libjpeg_turbo", "zlib": "zlib_ng" if features.check("zlib_ng") else "zlib"}
+    return {"pillow": PIL.__version__, **{name: features.version(what) or "" for name, what in libraries.items()}}
 
 
 def describe_source(source: Manifest) -> dict[str, str]:
@@ -142,7 +151,44 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         for name, value in wanted["options"].items()
         if options.get(name) != value
     ]
+    if not changed and found.get("layout") == wanted["layout"]:
+        before, now = found.get("made_with") or {}, wanted["made_with"]
+        changed = [f"{name} {before.get(name)} and not {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed:
+            return f"was prepared by {', '.join(changed)}, which may make other bytes; install that again"
     return f"was prepared with {', '.join(changed) or 'another version of this program'}"
+
+
+def clear_beyond(place: Place, count: int) -> None:
+    """Remove what an earlier preparation left of shards from number `count` on."""
+    listed = {
+        path for number in range(count) for path in (place.shard(number), place.shard(number).with_suffix(".idx"))
+    }
+    records = {place.record(number) for number in range(count)}
+    for path in (*place.shards(), *place.records.glob("*.npz")):
+        if path not in listed and path not in records:
+            path.unlink(missing_ok=True)
+
+
+def refuse_source(source: Manifest, folder: Path) -> None:
+    """Raise DataError if preparing into `folder` could overwrite or remove what `source` is read from."""
+    if "://" in str(source.root):
+        return
+    root = Path(source.root)
+    inside, around = _lies_in(folder, root), _lies_in(root, folder)
+    if (inside and around) or (source.heading.shards and (inside or around)):
+        raise DataError(
+            f"{folder}: the source lies in {root}, and preparing here would overwrite it; choose another folder, "
+            "neither the source's own nor one inside or around it"
+        )
+
+
+def _lies_in(inner: Path, outer: Path) -> bool:
+    """Whether one folder is the other or lies in it, whatever they are called; either may not be there yet."""
+    if not outer.exists():
+        return False
+    path = inner.resolve()
+    return any(above.exists() and above.samefile(outer) for above in (path, *path.parents))
 
 
 def _clear(place: Place) -> None:

@@ -15,24 +15,24 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-from PIL import features
 
 from pipelines import cache, listing, manifest, pieces, preparation_state, prepared_set, progress
+from pipelines.amounts import shown_bytes
 from pipelines.errors import DataError, FullDiskError, LorotError
 from pipelines.files import LocalFiles
 from pipelines.manifest import Heading, Manifest, Rows
+from pipelines.pieces import Piece
 from pipelines.preparation_state import Place
 from pipelines.prepared_set import File, Split
 from pipelines.resizing import Recipe
-from pipelines.shard_record import Record, ShardWriter
+from pipelines.shard_record import Record, ShardWriter, mend_index
 
 SHARD_BYTES = 256 * 1000**2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -88,7 +88,8 @@ def prepare(
 
     Raises:
         LorotError: a bad option.
-        DataError: an image cannot be read, the folder holds something else, or another process prepares there.
+        DataError: an image cannot be read, the folder holds something else or the source itself, or another process
+            prepares there.
         FullDiskError: there is no room; finished shards stay, and the same call goes on after them.
     """
     began = time.monotonic()
@@ -97,6 +98,8 @@ def prepare(
         raise LorotError(f"on_bad_image {on_bad_image!r} does not exist; there are error, skip")
     if shard_bytes < 1 or workers < 0:
         raise LorotError(f"shards of {shard_bytes} bytes, {workers} workers: write numbers above 0")
+    # `restart` does not lift this: the source would be gone before it is read.
+    preparation_state.refuse_source(source, Path(folder))
     options = {**asdict(recipe), "shard_bytes": shard_bytes, "on_bad_image": on_bad_image}
     place = Place(Path(folder), source.split)
     run = _Run(source, place, recipe, shard_bytes, on_bad_image, workers or len(os.sched_getaffinity(0)))
@@ -106,6 +109,7 @@ def prepare(
             preparation_state.agree(place, source, options, restart)
             made = run.fill()
             split = _complete(source, place, options, [record for _, record in sorted(run.records.items())])
+            preparation_state.clear_beyond(place, len(run.records))
     except OSError as error:
         raise run.storage_error(error) from None
     return Report(source.split, split, made, run.prepared, time.monotonic() - began)
@@ -134,7 +138,7 @@ class _Run:
             left_behind.unlink()
         missing, number, at = [], 0, 0
         while at < total and (record := Record.load(place.record(number))) is not None and record.first == at:
-            if place.size(number) == record.bytes:
+            if place.size(number) == record.bytes and mend_index(place.shard(number), record):
                 self.records[number] = record
             else:
                 missing.append((number, at, record.stop))
@@ -158,11 +162,13 @@ class _Run:
         written = sum(record.bytes for record in self.records.values())
         finished = sum(record.stop - record.first for record in self.records.values())
         left = len(self._source) - finished
-        more = f"about {_amount(written / finished * left)} more are" if finished else f"room for {left:,} images is"
+        more = (
+            f"about {shown_bytes(written / finished * left)} more are" if finished else f"room for {left:,} images is"
+        )
         limit = "no file may be so large here" if error.errno == errno.EFBIG else "the disk is full"
         return FullDiskError(
-            f"{folder}: {limit} ({error.strerror}): {len(self.records)} shards ({_amount(written)}) are finished, "
-            f"{more} needed, and {_amount(shutil.disk_usage(folder).free)} are free; make room and run the same "
+            f"{folder}: {limit} ({error.strerror}): {len(self.records)} shards ({shown_bytes(written)}) are finished, "
+            f"{more} needed, and {shown_bytes(shutil.disk_usage(folder).free)} are free; make room and run the same "
             "command again: it goes on after the finished shards"
         )
 
@@ -178,7 +184,7 @@ class _Run:
         """Write rows first to stop - 1 of the source into shards from `number` on, each of at most `limit` bytes."""
         writer = ShardWriter(self._place.partial(number), first)
         try:
-            for piece in pieces.make_all(self._source, self._recipe, first, stop, self._workers):
+            for piece in self._pieces(first, stop):
                 content, start = memoryview(piece.content), 0
                 for sample in piece.samples:
                     if sample.reason and self._on_bad_image == "error":
@@ -186,7 +192,9 @@ class _Run:
                             f"{self._source.describe(sample.id)}: {sample.reason}; repair or remove it, or leave such "
                             "images out with --on-bad-image skip"
                         )
-                    if limit is not None and not writer.empty and writer.size_with(sample) > limit:
+                    # What cannot be read needs no room: of those alone no shard is begun.
+                    fits = limit is None or writer.empty or bool(sample.reason) or writer.size_with(sample) <= limit
+                    if not fits:
                         self._finish(writer, number, sample.id, syncing)
                         number += 1
                         writer = ShardWriter(self._place.partial(number), sample.id)
@@ -204,6 +212,17 @@ class _Run:
             # After an error the shard before it is still worth keeping.
             with contextlib.suppress(OSError):
                 self._settle()
+
+    def _pieces(self, first: int, stop: int) -> Iterator[Piece]:
+        """What becomes of rows first to stop - 1; an OSError there is none of the folder that is written to."""
+        try:
+            yield from pieces.make_all(self._source, self._recipe, first, stop, self._workers)
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename else ""
+            raise DataError(
+                f"{what}images cannot be prepared ({error.strerror or error}); what is finished stays, start again to "
+                "go on"
+            ) from error
 
     def _finish(self, writer: ShardWriter, number: int, stop: int, syncing: ThreadPoolExecutor) -> None:
         """End a shard. Waiting for the disk is left to a thread: the processes are to be fed meanwhile."""
@@ -235,7 +254,7 @@ def _complete(source: Manifest, place: Place, options: dict[str, Any], records: 
         digest=digest,
         source=preparation_state.describe_source(source),
         options=options,
-        made_with={"pillow": PIL.__version__, "libjpeg_turbo": features.version("libjpeg_turbo") or ""},
+        made_with=preparation_state.made_with(),
         classes=source.classes,
         class_ids=source.class_ids,
         skipped=tuple((source.source_path(row) or f"row {row}", reason) for row, reason in skipped),
@@ -275,9 +294,3 @@ def _rows(source: Manifest, records: list[Record]) -> tuple[Rows, str]:
     boxes = [rows.box_counts, rows.boxes] if with_boxes else []
     content = [rows.labels, rows.heights, rows.widths, rows.sizes, rows.checksums, *boxes]
     return rows, listing.digest(["prepared", *source.class_ids, *content])
-
-
-def _amount(number: float) -> str:
-    """Bytes as people read them."""
-    unit = next(unit for unit in (10**9, 10**6, 10**3) if number >= unit or unit == 10**3)
-    return f"{number / unit:.3g} {({10**9: 'GB', 10**6: 'MB', 10**3: 'kB'})[unit]}"

@@ -1,6 +1,8 @@
 """What a prepared data set says of itself: `set.json`, which names its splits, their shards and how they were made."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from pipelines.files import Files
 
 NAME = "set.json"
 FORMAT = 1
+MEND = (
+    "run `lorot data prepare` with the same source and options again: it makes anew what is missing and keeps the rest"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,11 @@ class Split:
 
 def read(files: Files, where: str) -> dict[str, Split]:
     """The splits of the set whose files are read through `files`; raises DataError if it has no sound `set.json`."""
-    content = files.read(NAME)
+    return parse(files.read(NAME), where)
+
+
+def parse(content: bytes, where: str) -> dict[str, Split]:
+    """The splits that a `set.json` with this content speaks of; raises DataError if it is not sound."""
     try:
         about = json.loads(content)
         if about["format"] != FORMAT:
@@ -63,7 +72,7 @@ def read(files: Files, where: str) -> dict[str, Split]:
         return {name: _split(values) for name, values in about["splits"].items()}
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{where}/{NAME}: damaged ({type(error).__name__}: {error}); delete it and run `lorot data prepare` again, "
             "which keeps the shards that are whole"
@@ -77,8 +86,39 @@ def write(root: Path, splits: dict[str, Split]) -> None:
         partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
+def write_known(manifest: Path, shards: tuple[File, ...]) -> None:
+    """Note beside a copied manifest what its shards are, for the processes that open the manifest alone."""
+    with cache.replacing(_known(manifest)) as partial:
+        partial.write_text(json.dumps({shard.path: (shard.bytes, shard.sha256) for shard in shards}), encoding="utf-8")
+
+
+def read_known(manifest: Path) -> Mapping[str, tuple[int, str]]:
+    """What `write_known` noted: path -> (bytes, sha256 in hex); nothing if it noted nothing."""
+    try:
+        about = json.loads(_known(manifest).read_bytes())
+        return {path: (int(size), str(digest)) for path, (size, digest) in about.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{_known(manifest)}: damaged ({error}); delete it, and start again") from None
+
+
+def _known(manifest: Path) -> Path:
+    return manifest.with_suffix(".shards.json")
+
+
 def _split(values: dict[str, Any]) -> Split:
-    lists = {name: tuple(values[name]) for name in ("classes", "class_ids")}
-    shards = tuple(File(**shard) for shard in values["shards"])
+    lists = {name: tuple(str(one) for one in values[name]) for name in ("classes", "class_ids")}
+    shards = tuple(_file(shard) for shard in values["shards"])
     skipped = tuple((str(where), str(why)) for where, why in values["skipped"])
-    return Split(**values | lists | {"manifest": File(**values["manifest"]), "shards": shards, "skipped": skipped})
+    return Split(**values | lists | {"manifest": _file(values["manifest"]), "shards": shards, "skipped": skipped})
+
+
+def _file(values: dict[str, Any]) -> File:
+    """A file of the set, which may come from anywhere: its path must not lead out, nor hide in a cache."""
+    file = File(**values)
+    if not file.path.isprintable() or re.fullmatch(r"[^./][^/]*", file.path) is None:
+        raise ValueError(f"{file.path!r} is no name of a file of the set")
+    if not isinstance(file.bytes, int) or file.bytes < 0 or re.fullmatch(r"[0-9a-f]{64}", file.sha256) is None:
+        raise ValueError(f"{file.path}: {file.bytes!r} bytes with sha256 {file.sha256!r} are no file")
+    return file

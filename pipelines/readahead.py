@@ -108,12 +108,14 @@ class Readahead:
         self._state = threading.Condition()
         # All below is guarded by it, but the two estimates: a lost update does no harm to an average.
         self._unread: deque[Fetch] = deque()
-        self._active = self._idle = 0
+        self._active = 0
         self._limit, self._reserved, self._kept, self._largest = limit_bytes, 0, 0, 0
         self._latency_s, self._rate = 0.0, RATE
         self._watches: list[Watch] = []
         self._threads: list[threading.Thread] = []
         self._complete: queue.SimpleQueue[Fetch | None] = queue.SimpleQueue()
+        # Rewriting an odd image is work for a processor, of which reading threads are no measure.
+        self._checking = threading.BoundedSemaphore(prepare_threads)
         for number in range(prepare_threads):
             self._start(self._prepare_batches, f"preparer-{number}")
 
@@ -231,10 +233,8 @@ class Readahead:
         """What a reading thread does."""
         while True:
             with self._state:
-                self._idle += 1
                 while not self._closed and (not self._unread or self._active >= self._wanted()):
                     self._state.wait()
-                self._idle -= 1
                 if self._closed:
                     return
                 fetch = self._unread[0]
@@ -249,7 +249,6 @@ class Readahead:
             except BaseException as error:
                 self._fail(fetch, error)
                 count = 0
-            watch.since = 0.0
             with self._state:
                 self._active -= 1
                 if fetch.cursor is cursor and fetch in self._unread:
@@ -263,34 +262,39 @@ class Readahead:
 
     def _read_samples(self, fetch: Fetch, cursor: Iterator[int], watch: Watch) -> int:
         """Read what nobody else reads of a batch; returns how many that were."""
-        count, read, data = 0, self._reader.read, fetch.data
-        watch.since = time.perf_counter()
+        count, data = 0, fetch.data
         for sample in cursor:
             count += 1
-            watch.sample = sample
             if fetch.dropped or self._closed:
                 continue
-            found = None if fetch.postponed else read(sample)
+            found = None if fetch.postponed else self._obtain(sample, watch)
             if fetch.postponed or (found is not None and not self._keep(fetch, size_of(found))):
                 fetch.postponed.append(sample)
                 continue
             data[sample] = found
-            now = time.perf_counter()
-            self._latency_s += WEIGHT * (now - watch.since - self._latency_s)
-            watch.since = now
             if self._latency_s * self._rate > self._active < self._most_threads and fetch.left > 1:
                 with self._state:
                     self._summon()
         return count
 
+    def _obtain(self, sample: int, watch: Watch) -> Sample | None:
+        """One sample, read and checked; only what the storage takes for it counts as its latency."""
+        watch.sample, watch.since = sample, time.perf_counter()
+        try:
+            found = self._reader.fetch(sample)
+            self._latency_s += WEIGHT * (time.perf_counter() - watch.since - self._latency_s)
+        finally:
+            watch.since = 0.0
+        if not isinstance(found, bytes):
+            return found
+        with self._checking:
+            return self._reader.check(sample, found)
+
     def _prepare_batches(self, watch: Watch) -> None:
         """What a preparing thread does."""
 
         def read(sample: int) -> Sample | None:
-            watch.sample, watch.since = sample, time.perf_counter()
-            found = self._reader.read(sample)
-            watch.since = 0.0
-            return found
+            return self._obtain(sample, watch)
 
         while (fetch := self._complete.get()) is not None and not self._closed:
             if fetch.dropped:

@@ -183,14 +183,22 @@ class Work:
 
 
 class Reader:
-    """Reads samples and puts batches together, in any order and from any thread; it remembers only who is bad."""
+    """Reads samples and puts batches together, in any order and from any thread; it remembers only who is bad.
+
+    What a batch holds must not depend on what was read before it, or a resumed run would not be the same one. What
+    reading says of a sample is said of all its bytes, and holds in every epoch. A decoder may fail in one window and
+    not in another, so that what it says holds for the window that was asked for: that of one epoch.
+    """
 
     def __init__(self, source: Source, schedule: Training | Evaluation) -> None:
         self.source = source
         self.schedule = schedule
         self._heights, self._widths = source.manifest.heights, source.manifest.widths
-        # Why a sample cannot be used, by id.
+        # Why a sample cannot be used: by id, what reading says; by epoch and id, what a decoder says.
         self._bad: dict[int, str] = {}
+        self._damaged: dict[tuple[int, int], str] = {}
+        # Those that a decoder failed at in some epoch.
+        self._suspects: set[int] = set()
         self._warned: set[int] = set()
         # Up to which block of the endless stream the storage was told.
         self._told: int | None = None
@@ -218,22 +226,35 @@ class Reader:
         """One sample that is whole, or None: it is bad, and `complete` says what that means for its batch.
 
         Raises:
+            UnreachableError: as `fetch`.
+        """
+        data = self.fetch(sample)
+        return None if data is None else self.check(sample, data)
+
+    def fetch(self, sample: int) -> Sample | None:
+        """One sample as it is stored, or None: it is bad.
+
+        Raises:
             UnreachableError: the storage is away, and no sample is to blame.
         """
         if sample in self._bad:
             return None
-        manifest = self.source.manifest
         try:
-            data = manifest.read(sample)
-            if isinstance(data, bytes):
-                return sound(data, int(self._heights[sample]), int(self._widths[sample]))
-            return data
-        except UnsoundError as error:
-            self._bad[sample] = f"{manifest.describe(sample)}: {error}"
+            return self.source.manifest.read(sample)
         except UnreachableError:
             raise
         except DataError as error:
             self._bad[sample] = str(error)
+        return None
+
+    def check(self, sample: int, data: Sample) -> Sample | None:
+        """What a decoder is given for a sample that was read, or None: it is bad. May take a processor for long."""
+        if not isinstance(data, bytes):
+            return data
+        try:
+            return sound(data, int(self._heights[sample]), int(self._widths[sample]))
+        except UnsoundError as error:
+            self._bad[sample] = f"{self.source.manifest.describe(sample)}: {error}"
         return None
 
     def complete(
@@ -243,7 +264,7 @@ class Reader:
 
         Args:
             data: what was read of the batch's samples, by id.
-            read: reads what is to take the place of a bad one.
+            read: reads and checks what is to take the place of a bad one.
 
         Raises:
             DataError: a sample cannot be read and `on_bad_image` is "error", or no sample at all can be.
@@ -253,10 +274,16 @@ class Reader:
             return self._complete_training(index, self.schedule.step(index), slots, data, read, skipped)
         return self._complete_evaluation(index, slots, data, skipped)
 
-    def reject(self, sample: int, reason: str) -> None:
-        """Take note that a sample was read but cannot be decoded; raises DataError if that is an error."""
-        self._bad[sample] = f"{self.source.manifest.describe(sample)}: {reason}"
-        self._skip(sample, {})
+    def reject(self, sample: int, epoch: int, reason: str) -> None:
+        """Take note that what an epoch shows of a sample cannot be decoded; raises DataError if that is an error."""
+        self._damaged[epoch, sample] = f"{self.source.manifest.describe(sample)}: {reason}"
+        self._suspects.add(sample)
+        self._skip(sample, epoch, {})
+
+    def suspects(self, plan: Plan) -> list[int]:
+        """Rows of a plan with samples that a decoder has failed at, if in another epoch."""
+        ids, valid = plan.ids.tolist(), plan.valid.tolist()
+        return [row for row, sample in enumerate(ids) if valid[row] and sample in self._suspects]
 
     def upcoming(self, index: int) -> list[tuple[str, int, int]]:
         """Ranges (path, offset, size) that the storage should begin to read when batch `index` is asked for.
@@ -301,18 +328,19 @@ class Reader:
         source, manifest, order = self.source, self.source.manifest, self.source.sequence
         samples: list[Sample] = []
         ids = slots.ids.copy()
-        for slot, sample in enumerate(slots.ids.tolist()):
-            found, place = None if sample in self._bad else data[sample], slots.places[slot]
+        for slot, (sample, epoch) in enumerate(zip(slots.ids.tolist(), slots.epochs.tolist(), strict=True)):
+            found, place = None if self._fault(sample, epoch) else data[sample], slots.places[slot]
             chosen = sample
             while found is None:
-                self._skip(chosen, skipped)
+                self._skip(chosen, epoch, skipped)
                 # The next one that the limit keeps: without a limit, the next id.
                 place = (place + 1) % len(order)
                 chosen = int(order.members(np.array([place]))[0])
                 if chosen == sample:
                     raise DataError(f"{manifest.root}: no image of split {manifest.split!r} can be read")
-                found = None if chosen in self._bad else data.get(chosen)
-                found = read(chosen) if found is None else found
+                if self._fault(chosen, epoch) is None:
+                    found = data.get(chosen)
+                    found = read(chosen) if found is None else found
             ids[slot] = chosen
             samples.append(found)
         view = replace(source.view, size=source.size_at(step)) if source.sizes else source.view
@@ -329,17 +357,23 @@ class Reader:
         heights, widths, valid = self._heights[slots.ids], self._widths[slots.ids], slots.valid.copy()
         samples: list[Sample] = []
         for slot, sample in enumerate(slots.ids.tolist()):
-            found = data[sample] if valid[slot] and sample not in self._bad else None
+            epoch = int(slots.epochs[slot])
+            found = data[sample] if valid[slot] and self._fault(sample, epoch) is None else None
             if found is None:
                 if valid[slot]:
-                    self._skip(sample, skipped)
+                    self._skip(sample, epoch, skipped)
                 found, valid[slot], heights[slot], widths[slot] = empty, False, size, size
             samples.append(found)
         return Work(index, eval_plan(source.view, slots.ids, heights, widths, valid), samples, skipped)
 
-    def _skip(self, sample: int, skipped: dict[int, str]) -> None:
+    def _fault(self, sample: int, epoch: int) -> str | None:
+        """Why a sample cannot be used in an epoch, as far as that is known; None if it can."""
+        return self._bad.get(sample) or self._damaged.get((epoch, sample))
+
+    def _skip(self, sample: int, epoch: int, skipped: dict[int, str]) -> None:
         """Leave out a bad sample, or raise DataError if it may not be left out."""
-        message = self._bad[sample]
+        message = self._fault(sample, epoch)
+        assert message is not None
         if self.source.on_bad_image == "error":
             raise DataError(f"{message}; repair or remove it, or leave such images out with data.on_bad_image=skip")
         if sample not in self._warned:

@@ -1,10 +1,11 @@
 """Remote files (s3://, gs://, http(s)://, whatever fsspec knows), kept whole in a cache folder of the node.
 
 A file is downloaded once for all processes of a node, when it is first read: written beside its place, checked for its
-size, renamed. Downloads are serialised per file by a lock that the kernel frees if its holder dies; what a dead one
-left half-written is removed by the next. When the cache grows beyond its limit, the files that were not used for
-longest go. One may go while somebody reads it: on Linux its descriptor stays valid, and its space is freed with the
-last one.
+size (and for its sha256, where that is known), renamed. Copies of a known content carry its sha256 in their name: when
+the source changes, those of before are neither used nor mixed with the new ones. Downloads are serialised per file by a
+lock that the kernel frees if its holder dies; what a dead one left half-written is removed by the next. When the cache
+grows beyond its limit, the files not used for longest go. One may go while somebody reads it: on Linux its descriptor
+stays valid, and its space is freed with the last one. What else is in the cache folder is neither counted nor touched.
 
 Credentials are fsspec's own business: the usual environment variables and files of each service.
 """
@@ -14,16 +15,18 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
+import stat
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipelines import cache
 from pipelines.errors import DataError, UnreachableError
-from pipelines.files import Kept, read_range, read_rest, refuse_outside, short, unreadable
+from pipelines.files import MOST_BYTES, Kept, read_range, read_rest, refuse_outside, short, unreadable
 
 # What is kept on a node, if nobody says otherwise.
 LIMIT_BYTES = 100 * 10**9
@@ -35,6 +38,9 @@ MOST_DOWNLOADS = 4
 NOTE_S = 30.0
 LOOK_S = 0.05
 FIRST_PAUSE_S = 0.25
+# The folder below the cache folder that is this module's own, and what it calls the folders in there.
+_OWN = "lorot-remote"
+_OWN_FOLDER = re.compile(r".+-[0-9a-f]{12}")
 # Told to the client of s3://, which would otherwise try for minutes.
 _S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}}}
 
@@ -47,12 +53,12 @@ def use_cache(folder: Path | str | None, limit_bytes: int = LIMIT_BYTES) -> None
     _settings = (Path(folder) if folder is not None else None, limit_bytes)
 
 
-def open_remote(url: str) -> "RemoteFiles":
-    """The files below `url`, in the cache that `use_cache` chose."""
+def open_remote(url: str, known: Mapping[str, tuple[int, str]] | None = None) -> "RemoteFiles":
+    """The files below `url`, in the cache that `use_cache` chose; `known` as for `RemoteFiles`."""
     folder, limit_bytes = _settings
     if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorot" / "remote"
-    return RemoteFiles(url, folder, limit_bytes)
+        folder = cache.user_folder("remote")
+    return RemoteFiles(url, folder, limit_bytes, TIMEOUT_S, known)
 
 
 class RemoteFiles:
@@ -61,18 +67,29 @@ class RemoteFiles:
     Args:
         limit_bytes: of all copies in the folder, whatever URL they are of; one file is always allowed.
         timeout_s: after so long without an answer, or without progress of a download, the storage counts as away.
+        known: path -> (bytes, sha256 in hex) of files whose content is known beforehand. They are checked when they
+            have come, and a copy of another content is not used for them.
     """
 
     own_limit = True
 
-    def __init__(self, url: str, cache_folder: Path | str, limit_bytes: int, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        cache_folder: Path | str,
+        limit_bytes: int,
+        timeout_s: float = TIMEOUT_S,
+        known: Mapping[str, tuple[int, str]] | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self.cache_folder = Path(cache_folder)
         self.limit_bytes = limit_bytes
         self.timeout_s = timeout_s
+        self.known = known or {}
         scheme, _, rest = self.url.partition("://")
         readable = urllib.parse.quote(rest, safe="").replace("%2F", "-")[-40:]
-        self._folder = self.cache_folder / f"{scheme}-{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
+        self._own = self.cache_folder / _OWN
+        self._folder = self._own / f"{scheme}-{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
         self._kept = Kept(self._open)
         self._noted: dict[str, float] = {}
         self._downloads = threading.BoundedSemaphore(MOST_DOWNLOADS)
@@ -81,24 +98,26 @@ class RemoteFiles:
     def __repr__(self) -> str:
         return f"<RemoteFiles {self.url} in {self.cache_folder}>"
 
-    def __reduce__(self) -> tuple[Callable[..., "RemoteFiles"], tuple[str, Path, int, float]]:
-        return RemoteFiles, (self.url, self.cache_folder, self.limit_bytes, self.timeout_s)
+    def __reduce__(self) -> tuple[Callable[..., "RemoteFiles"], tuple[Any, ...]]:
+        return RemoteFiles, (self.url, self.cache_folder, self.limit_bytes, self.timeout_s, self.known)
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """See `pipelines.files.Files.read`; the first read of a file downloads it.
 
         Raises:
-            UnreachableError: the storage cannot be reached, or refuses.
+            UnreachableError: the storage cannot be reached, or refuses, or holds no longer what is known of it.
             DataError: there is no such file, or it is too short, or the cache folder cannot be written.
         """
         if path[:1] == "/" or ".." in path:
             refuse_outside(path, self.url)
+        if size is not None and not 0 <= offset <= offset + size <= MOST_BYTES:
+            raise short(f"{self.url}/{path}", offset, size)
         try:
             descriptor = self._kept.get(path)
             data = read_rest(descriptor, offset) if size is None else read_range(descriptor, offset, size)
         except OSError as error:
             self._kept.forget(path)
-            raise unreadable(str(self._folder / path), error) from None
+            raise unreadable(str(self._place(path)), error, str(self._folder)) from None
         if size is not None and len(data) != size:
             raise short(f"{self.url}/{path}", offset, size)
         now = time.monotonic()
@@ -109,9 +128,28 @@ class RemoteFiles:
 
     def expect(self, path: str, offset: int, size: int) -> None:
         """See `pipelines.files.Files.expect`: the file is downloaded in the background."""
-        if path not in self._expected and not (self._folder / path).exists():
+        if path not in self._expected and not self.has_copy(path):
             self._expected.add(path)
             threading.Thread(target=self._fetch_quietly, args=(path,), name="downloader", daemon=True).start()
+
+    def has_copy(self, path: str) -> bool:
+        """Whether the file would be read without a download."""
+        return self._place(path).exists()
+
+    def download(self, path: str, target: Path) -> None:
+        """Write the file, as it is at its source now, to a place outside the cache.
+
+        Raises:
+            UnreachableError, DataError: as `read`.
+        """
+        try:
+            self._download(path, target, lambda size: None)
+        except OSError as error:
+            raise unwritable(target, error) from None
+
+    def _place(self, path: str) -> Path:
+        place = self._folder / path
+        return place.with_name(f"{self.known[path][1][:16]}-{place.name}") if path in self.known else place
 
     def _fetch_quietly(self, path: str) -> None:
         with contextlib.suppress(DataError, OSError):
@@ -120,13 +158,13 @@ class RemoteFiles:
 
     def _note_use(self, path: str) -> None:
         try:
-            os.utime(self._folder / path)
+            os.utime(self._place(path))
         except OSError:
             # It was evicted: to go on with the descriptor would keep its space from being freed.
             self._kept.forget(path)
 
     def _open(self, path: str) -> int:
-        target = self._folder / path
+        target = self._place(path)
         while True:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return os.open(target, os.O_RDONLY | os.O_CLOEXEC)
@@ -140,55 +178,87 @@ class RemoteFiles:
         except OSError as error:
             raise unwritable(self.cache_folder, error) from None
         partial = target.with_name(f".{target.name}.partial")
-        with _locked(target.with_name(f".{target.name}.lock"), partial, self.timeout_s) as held:
-            if target.exists():
-                return
-            if not held:
-                raise UnreachableError(
-                    f"{self.url}/{path}: another process of this node downloads it and has made no progress for "
-                    f"{self.timeout_s:.0f} s; check the network"
-                )
-            try:
-                self._download(path, partial)
-                partial.replace(target)
-                # Whoever reads from one of them still holds it.
-                self._kept.forget_removed()
-            except OSError as error:
-                raise unwritable(partial, error) from None
-            finally:
-                partial.unlink(missing_ok=True)
+        try:
+            with _locked(_lock_of(partial), partial, self.timeout_s) as held:
+                if target.exists():
+                    return
+                if not held:
+                    raise UnreachableError(
+                        f"{self.url}/{path}: another process of this node downloads it and has made no progress for "
+                        f"{self.timeout_s:.0f} s; check the network"
+                    )
+                try:
+                    self._download(path, partial, lambda size: self._make_room(partial, size))
+                    self._check(path, partial)
+                    partial.replace(target)
+                    # Whoever reads from one of them still holds it.
+                    self._kept.forget_removed()
+                finally:
+                    partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(partial, error) from None
 
-    def _download(self, path: str, partial: Path) -> None:
+    def _download(self, path: str, partial: Path, make_room: Callable[[int], None]) -> None:
         """Get the whole file, with several tries; raises UnreachableError, DataError, OSError (of the local disk)."""
         deadline, pause = time.monotonic() + self.timeout_s, FIRST_PAUSE_S
         while True:
-            transfer = Transfer(f"{self.url}/{path}", partial, self._make_room)
+            transfer = Transfer(f"{self.url}/{path}", partial, make_room)
             problem = transfer.run(self.timeout_s)
             if problem is None:
                 return
             if transfer.final or time.monotonic() + pause > deadline:
-                raise problem
+                # A whole shard is missing: that is no fault of the sample that was asked for.
+                raise UnreachableError(str(problem)) if path in self.known else problem
             time.sleep(pause)
             pause *= 2
 
-    def _make_room(self, size: int) -> None:
-        """Remove what dead downloads left, and what was not used for longest until `size` more bytes fit."""
-        with cache.locked(self.cache_folder):
-            copies = []
-            for path in self.cache_folder.rglob("*"):
+    def _check(self, path: str, partial: Path) -> None:
+        """Raise UnreachableError if what came is not what is known; raises OSError of the local disk."""
+        if path not in self.known:
+            return
+        size, digest = self.known[path]
+        found = partial.stat().st_size
+        with partial.open("rb") as file:
+            if found == size and hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                return
+        raise UnreachableError(
+            f"{self.url}/{path}: not the file that the set was opened with ({found:,} bytes of {size:,}, or another "
+            "sha256): the set has changed, or is damaged; start again to use it as it is now, or upload it again"
+        )
+
+    def _make_room(self, partial: Path, size: int) -> None:
+        """Set `size` bytes aside for `partial`; for them, remove what was not used for longest.
+
+        Downloads of other threads and processes count as what they will be; what dead ones left is removed.
+        """
+        with cache.locked(self._own):
+            copies, excess = [], size - self.limit_bytes
+            for path in self._own_files():
                 with contextlib.suppress(FileNotFoundError):
-                    if path.name.endswith(".partial"):
-                        if not _is_held(path.with_name(path.name.removesuffix(".partial") + ".lock")):
+                    found = path.lstat()
+                    hidden = path.name.startswith(".")
+                    if hidden and path.suffix == ".partial":
+                        if path == partial:
+                            continue
+                        if _is_held(_lock_of(path)):
+                            excess += max(found.st_size, _set_aside(path))
+                        else:
                             path.unlink()
-                    elif path.is_file() and not path.name.endswith("lock"):
-                        found = path.stat()
+                    elif stat.S_ISREG(found.st_mode) and not (hidden and path.suffix == ".lock"):
                         copies.append((found.st_mtime, found.st_size, path))
-            excess = sum(taken for _, taken, _ in copies) + size - self.limit_bytes
+                        excess += found.st_size
+            _lock_of(partial).write_text(f"{size}")
             for _, taken, path in sorted(copies):
                 if excess <= 0:
                     return
                 path.unlink(missing_ok=True)
                 excess -= taken
+
+    def _own_files(self) -> Iterator[Path]:
+        """What lies in the folders that this class makes, of all URLs."""
+        for folder in self._own.iterdir():
+            if _OWN_FOLDER.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+                yield from folder.rglob("*")
 
 
 class Transfer:
@@ -270,13 +340,27 @@ class Transfer:
         self._make_room(size or 0)
         system.get_file(path, str(self._partial), callback=Progress())
         found = self._partial.stat().st_size
-        if size is not None and found != size:
+        if size is None:
+            self._make_room(found)
+        elif found != size:
             raise EOFError(f"{found} of {size} bytes came")
 
 
 def unwritable(path: Path, error: OSError) -> DataError:
     """The error for a cache folder that takes nothing."""
     return DataError(f"{path}: cannot be written ({error.strerror or error}); free space, or set data.cache_folder")
+
+
+def _lock_of(partial: Path) -> Path:
+    return partial.with_suffix(".lock")
+
+
+def _set_aside(partial: Path) -> int:
+    """How large a download will be, if it is known yet: its holder wrote it into its lock."""
+    try:
+        return int(_lock_of(partial).read_text() or 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def _is_held(lock: Path) -> bool:
@@ -292,23 +376,25 @@ def _is_held(lock: Path) -> bool:
 @contextlib.contextmanager
 def _locked(path: Path, partial: Path, timeout_s: float) -> Iterator[bool]:
     """Hold a file's lock; false if its holder made no progress with `partial` for `timeout_s`."""
-    with path.open("w") as lock:
+    # What its holder wrote into it stays.
+    with path.open("a") as lock:
         progress, seen = time.monotonic(), -1
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield True
-                return
-            except BlockingIOError:
-                pass
-            except OSError:
-                # Some network file systems know no locks: then two may download the same content.
-                yield True
-                return
+        while not (held := _acquire(lock)):
             with contextlib.suppress(OSError):
                 if partial.stat().st_size != seen:
                     progress, seen = time.monotonic(), partial.stat().st_size
             if time.monotonic() - progress > timeout_s * 2:
-                yield False
-                return
+                break
             time.sleep(LOOK_S)
+        yield held
+
+
+def _acquire(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems know no locks: then two may download the same content.
+        pass
+    return True

@@ -75,7 +75,7 @@ def prepare_file(encoded: bytes, height: int, width: int, recipe: Recipe) -> Pic
         height, width: pixels of the image as shown, as the manifest has them.
 
     Raises:
-        UnsoundError: it is damaged, or not of that height and width.
+        UnsoundError: it is damaged, not of that height and width, or does not fit into the file's format.
     """
     readable = sound(encoded, height, width)
     target = recipe.fitted(height, width)
@@ -91,10 +91,12 @@ def prepare_file(encoded: bytes, height: int, width: int, recipe: Recipe) -> Pic
                 stored = target if orientation >= 5 else target[::-1]
                 image.draft(None, (stored[0] * _GAP, stored[1] * _GAP))
             upright = ImageOps.exif_transpose(image) if orientation != 1 else image
-            shown = plain or upright.mode == "RGB"
-            return _finish(upright if shown else upright.convert("RGB"), target, recipe, "jpg")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnsoundError(f"the file is damaged: {error}") from None
+            decoded = upright if plain or upright.mode == "RGB" else upright.convert("RGB")
+            decoded.load()
+    except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
+        raise UnsoundError(f"the file is damaged: {str(error) or type(error).__name__}") from None
+    # Not in there: a fault of the code that resizes is not one of the image.
+    return _finish(decoded, target, recipe, "jpg")
 
 
 def prepare_pixels(pixels: np.ndarray, recipe: Recipe) -> Picture:
@@ -131,10 +133,14 @@ def _finish(image: Image.Image, target: tuple[int, int], recipe: Recipe, usual: 
     image.info.clear()
     ending = {"auto": usual, "jpeg": "jpg", "png": "png"}[recipe.format]
     file = io.BytesIO()
-    if ending == "jpg":
-        image.save(file, "JPEG", quality=recipe.quality)
-    else:
-        (image.convert("RGB") if image.mode == "RGBX" else image).save(file, "PNG")
+    try:
+        if ending == "jpg":
+            image.save(file, "JPEG", quality=recipe.quality)
+        else:
+            (image.convert("RGB") if image.mode == "RGBX" else image).save(file, "PNG")
+    except Exception as error:  # As of reading: a side above 65,500 pixels, for one, is an OSError.
+        form = "JPEG" if ending == "jpg" else "PNG"
+        raise UnsoundError(f"cannot be written as {form}: {str(error) or type(error).__name__}") from None
     return Picture(file.getvalue(), ending, *target)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ class Record:
     Attributes:
         first, stop: the rows of the source it was made of.
         bytes, sha256: of the tar file.
+        index_sha256: of the index beside it.
         skipped: (row of the source, reason) of those that could not be read.
         ids: (n,) int64 rows of the source.
         heights, widths, offsets, sizes, mask_offsets, mask_sizes, checksums: (n,) as in `manifest.Rows`.
@@ -32,6 +34,7 @@ class Record:
     stop: int
     bytes: int
     sha256: str
+    index_sha256: str
     skipped: tuple[tuple[int, str], ...]
     ids: np.ndarray
     heights: np.ndarray
@@ -67,6 +70,28 @@ class Record:
 
     def _values(self) -> list[tuple[str, object]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+
+def mend_index(shard: Path, record: Record) -> bool:
+    """Write the index of a shard again if it is missing or damaged; false if the shard itself is not what it was."""
+    with contextlib.suppress(FileNotFoundError):
+        if sha256(shard.with_suffix(".idx").read_bytes()).hexdigest() == record.index_sha256:
+            return True
+    try:
+        with shard.open("rb") as stream:
+            index = shards.index_of(stream)
+    except ValueError:
+        return False
+    if sha256(index.encode()).hexdigest() != record.index_sha256:
+        return False
+    write_index(shard, index)
+    return True
+
+
+def write_index(shard: Path, index: str) -> None:
+    """Put the index beside its shard. It is not synced: what a power cut does to it, the next preparation mends."""
+    with cache.replacing(shard.with_suffix(".idx"), durable=False) as partial:
+        partial.write_text(index, encoding="utf-8")
 
 
 class ShardWriter:
@@ -106,12 +131,12 @@ class ShardWriter:
     def finish(self, stop: int, path: Path, record_path: Path) -> Record:
         """Move the shard to its place, with index and record; rows of the source up to `stop` - 1 are in it."""
         try:
-            record = self._record(stop, self._tar.close())
+            index = shards.index((key(sample.id), _shift(sample, at)) for at, sample in self._samples)
+            record = self._record(stop, self._tar.close(), index)
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
-            with cache.replacing(path.with_suffix(".idx"), durable=False) as index:
-                index.write_text(shards.index((key(sample.id), _shift(sample, at)) for at, sample in self._samples))
+            write_index(path, index)
             self._partial.replace(path)
             record.save(record_path)
         except OSError:
@@ -126,7 +151,7 @@ class ShardWriter:
             self._stream.close()
         self._partial.unlink(missing_ok=True)
 
-    def _record(self, stop: int, sha256: str) -> Record:
+    def _record(self, stop: int, digest: str, index: str) -> Record:
         rows = []
         for at, sample in self._samples:
             image = next(place for ending, place in sample.places.items() if ending in ("jpg", "png"))
@@ -149,7 +174,8 @@ class ShardWriter:
             first=self._first,
             stop=stop,
             bytes=self._tar.size,
-            sha256=sha256,
+            sha256=digest,
+            index_sha256=sha256(index.encode()).hexdigest(),
             skipped=tuple(self._skipped),
             checksums=np.array([sample.checksum for _, sample in self._samples], np.uint64),
             boxes=np.array([box for _, sample in self._samples for box in sample.boxes], np.float32).reshape(-1, 4),

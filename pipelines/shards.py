@@ -81,6 +81,17 @@ def index(samples: Iterable[tuple[str, Mapping[str, Place]]]) -> str:
     return "\n".join([f"v1.2 {len(lines)}", *lines, ""])
 
 
+def index_of(stream: BinaryIO) -> str:
+    """The index of a shard, found by its tar structure; raises ValueError where that is damaged."""
+    samples: list[tuple[str, dict[str, Place]]] = []
+    for name, place in members(stream):
+        key, _, ending = name.partition(".")
+        if not samples or samples[-1][0] != key:
+            samples.append((key, {}))
+        samples[-1][1][ending] = place
+    return index(samples)
+
+
 def ending_size(size: int) -> int:
     """Bytes of the end of an archive whose members take `size`."""
     return 2 * BLOCK + -(size + 2 * BLOCK) % _RECORD

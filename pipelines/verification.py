@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from pipelines import progress, shards
@@ -16,6 +17,8 @@ from pipelines.prepared_set import File, Split
 from pipelines.soundness import UnsoundError, sound
 
 _AT_ONCE = 1 << 22
+# Handing over single files would cost more than looking at them, and memory for each.
+_SAMPLES_AT_ONCE = 256
 
 
 class Damage(NamedTuple):
@@ -68,7 +71,8 @@ def verify_files(manifest: Manifest, *, decode: bool = False, threads: int = 1) 
     Args:
         decode: decode every image as well: damage amid its data is seen only so, and not always.
     """
-    sizes = [0] * len(manifest)
+    total = len(manifest)
+    sizes = np.zeros(total, np.int64)
 
     def check(sample: int) -> Damage | None:
         try:
@@ -82,14 +86,16 @@ def verify_files(manifest: Manifest, *, decode: bool = False, threads: int = 1) 
             return Damage(manifest.describe(sample), str(error))
         return None
 
-    found = []
-    what = f"checking {manifest.split}"
-    with progress.bar(len(manifest), what, "images") as done, ThreadPoolExecutor(threads) as pool:
-        for damage in pool.map(check, range(len(manifest))):
-            done(1)
-            if damage is not None:
-                found.append(damage)
-    return Findings(len(manifest), sum(sizes), tuple(found))
+    def check_some(start: int) -> list[Damage | None]:
+        stop = min(start + _SAMPLES_AT_ONCE, total)
+        checked = [check(sample) for sample in range(start, stop)]
+        done(stop - start)
+        return checked
+
+    what, starts = f"checking {manifest.split}", range(0, total, _SAMPLES_AT_ONCE)
+    with progress.bar(total, what, "images") as done, ThreadPoolExecutor(threads) as pool:
+        found = [damage for some in pool.map(check_some, starts) for damage in some if damage is not None]
+    return Findings(total, int(sizes.sum()), tuple(found))
 
 
 def _check_whole(path: Path, file: File) -> list[Damage]:
@@ -107,25 +113,48 @@ def _check_whole(path: Path, file: File) -> list[Damage]:
 def _check_shard(root: Path, shard: File, number: int, manifest: Manifest | None, decode: bool) -> list[Damage]:
     path = root / shard.path
     found = _check_whole(path, shard)
-    if manifest is None or not path.exists():
-        return found
-    samples = manifest.members_of(number)
-    if found:
-        lost = [damage for sample in samples if (damage := _check_sample(manifest, sample)) is not None]
-        if not lost:
-            found.append(Damage(str(path), "its images are whole: only labels, boxes or the tar structure are damaged"))
-        found += lost
-    if decode:
-        bad = {damage.where for damage in found}
-        for sample in samples:
-            if manifest.describe(sample) in bad:
-                continue
-            try:
-                data = manifest.read(sample)
-                assert isinstance(data, bytes)
-                _check_image(data, int(manifest.heights[sample]), int(manifest.widths[sample]), decode)
-            except (UnsoundError, DataError) as error:
-                found.append(Damage(manifest.describe(sample), str(error)))
+    if not found:
+        found = _check_index(path)
+    elif path.exists() and manifest is not None:
+        found += _check_samples(path, manifest, number)
+    if decode and path.exists() and manifest is not None:
+        found += _check_decoding(manifest, number, {damage.where for damage in found})
+    return found
+
+
+def _check_index(shard: Path) -> list[Damage]:
+    """Compare the index beside a whole shard with the shard."""
+    path = shard.with_suffix(".idx")
+    try:
+        index = path.read_bytes()
+        with shard.open("rb") as stream:
+            if index == shards.index_of(stream).encode():
+                return []
+    except OSError as error:
+        return [Damage(str(path), f"cannot be read ({error.strerror})")]
+    except ValueError as error:
+        return [Damage(str(shard), str(error))]
+    return [Damage(str(path), "not the index of its shard")]
+
+
+def _check_samples(path: Path, manifest: Manifest, number: int) -> list[Damage]:
+    """Which samples of a damaged shard are damaged."""
+    lost = [found for sample in manifest.members_of(number) if (found := _check_sample(manifest, sample)) is not None]
+    return lost or [Damage(str(path), "its images are whole: only labels, boxes or the tar structure are damaged")]
+
+
+def _check_decoding(manifest: Manifest, number: int, bad: set[str]) -> list[Damage]:
+    """Which samples of a shard cannot be decoded, but for those that are known to be `bad`."""
+    found = []
+    for sample in manifest.members_of(number):
+        if manifest.describe(sample) in bad:
+            continue
+        try:
+            data = manifest.read(sample)
+            assert isinstance(data, bytes)
+            _check_image(data, int(manifest.heights[sample]), int(manifest.widths[sample]), True)
+        except (UnsoundError, DataError) as error:
+            found.append(Damage(manifest.describe(sample), str(error)))
     return found
 
 
@@ -149,8 +178,8 @@ def _check_image(data: bytes, height: int, width: int, decode: bool) -> None:
         try:
             with Image.open(io.BytesIO(readable)) as image:
                 image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnsoundError(f"cannot be decoded: {error}") from None
+        except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
+            raise UnsoundError(f"cannot be decoded: {str(error) or type(error).__name__}") from None
 
 
 def _hash(path: Path) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.amounts import shown_bytes as shown_bytes
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -52,12 +54,3 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
-
-
-def shown_bytes(count: float) -> str:
-    """`count` bytes for people: 512 B, 1.2 MB, 24.0 GB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 999.95:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} PB"

@@ -14,12 +14,13 @@ from rich.console import Console
 from pipelines import datasets, pretext, torch_reference
 from pipelines.augment.operations import Operation
 from pipelines.manifest import Manifest
-from pipelines.order import Order
-from pipelines.plan import Plan, View, take, train_plan
-from pipelines.soundness import UnsoundError, sound
-from service import config, config_file, pictures
+from pipelines.plan import Plan, View
+from pipelines.reading import Reader, Sample, Source, Training
+from pipelines.soundness import UnsoundError
+from service import config, config_file, pictures, splits
 from service.data.verification import data_set_of
 from service.errors import ConfigError, DataError, StorageError
+from service.training import feeding
 
 _TILE, _GAP, _LINE, _LINES, _COLUMNS = 220, 10, 16, 4, 3
 _PAPER, _INK, _EMPTY, _WINDOW, _BOX = (255, 255, 255), (34, 34, 34), (230, 230, 230), (0, 150, 255), (255, 77, 77)
@@ -71,27 +72,26 @@ def show(
     first: int,
     output: Path,
 ) -> None:
-    """Write a picture or a page of training samples as the configuration's seed draws them.
+    """Write a picture or a page of samples as training with the configuration sees them: order, draws, size.
 
     Args:
         place: a configuration, or a folder that holds a data set.
         split: the one that is trained on, if none is given.
         count: so many samples.
         epoch: whose draws are shown.
-        first: position in the epoch's order to begin at.
+        first: position in the epoch to begin at; an epoch has as many positions as samples are trained on.
         output: a .png or .html file.
     """
     if output.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"{output}: write the name of a .png or .html file")
     job = job_of(place, overrides)
     split = split or job.data.train_split
+    splits.use_cache(job)
     manifest = datasets.load(job.data.name, job.data.root, split, **job.data.options)
-    view, task = config.view(job.data), pretext.load(job.pretext.name, **job.pretext.options)
-    order = Order(job.seed, len(manifest), job.data.train_limit)
-    count = min(count, len(order))
-    epochs, ids = order.samples(epoch * len(order) + first + np.arange(count))
-    plan = train_plan(view, task, job.seed, epochs, ids, manifest.heights[ids], manifest.widths[ids])
-    rows = [_row(manifest, view, plan, row) for row in range(count)]
+    task = pretext.load(job.pretext.name, **job.pretext.options)
+    source = feeding.train_source(job, manifest, task)
+    count = min(count, len(source.sequence))
+    rows = _rows(source, job.global_batch, epoch * len(source.sequence) + first, count)
     title = f"{manifest.name} {split}, pretext {job.pretext.name}, epoch {epoch}"
     try:
         if output.suffix.lower() == ".png":
@@ -111,21 +111,43 @@ class _Row(NamedTuple):
     lines: list[str]
 
 
-def _row(manifest: Manifest, view: View, plan: Plan, row: int) -> _Row:
-    sample, own = int(plan.ids[row]), take(plan, row)
-    label = manifest.classes[int(manifest.labels[sample])]
-    lines = [f"{sample}: {label}"]
-    try:
-        source = manifest.read(sample)
-        if isinstance(source, bytes):
-            source = sound(source, int(manifest.heights[sample]), int(manifest.widths[sample]))
-            pixels = torch_reference.decode(source)
-        else:
-            pixels = source
-        image = torch_reference.render_batch([source], view, own).numpy()
-    except (DataError, UnsoundError, OSError, SyntaxError, ValueError) as error:
-        empty = Image.new("RGB", (_TILE, _TILE), _EMPTY)
-        return _Row(empty, empty, [*lines, "unreadable", str(error)])
+def _rows(source: Source, global_batch: int, first: int, count: int) -> list[_Row]:
+    """`count` positions of the stream that training reads, from position `first` on."""
+    # One worker with batches of one sample: batch i is position i, whatever the job's own workers share out.
+    schedule = Training(
+        source.sequence,
+        start_step=0,
+        stop_step=-(-(first + count) // global_batch),
+        global_batch=global_batch,
+        micro_batch=1,
+        rank=0,
+        world_size=1,
+        repeats=source.repeats,
+    )
+    reader = Reader(source, schedule)
+    rows = []
+    for index in range(first, first + count):
+        slots = reader.slots(index)
+        wanted = int(slots.ids[0])
+        try:
+            work = reader.complete(index, slots, {wanted: reader.read(wanted)}, reader.read)
+            rows.append(_row(source.manifest, source.view, work.plan, work.samples[0], wanted))
+        except (DataError, UnsoundError, OSError, SyntaxError, ValueError) as error:
+            empty = Image.new("RGB", (_TILE, _TILE), _EMPTY)
+            rows.append(_Row(empty, empty, [_title(source.manifest, wanted), "unreadable", str(error)]))
+    return rows
+
+
+def _title(manifest: Manifest, sample: int) -> str:
+    return f"{sample}: {manifest.classes[int(manifest.labels[sample])]}"
+
+
+def _row(manifest: Manifest, view: View, own: Plan, data: Sample, wanted: int) -> _Row:
+    """One planned sample, which stands in for the `wanted` one if that could not be read."""
+    sample = int(own.ids[0])
+    lines = [_title(manifest, sample) + (f", in place of unreadable {wanted}" if sample != wanted else "")]
+    pixels = torch_reference.decode(data) if isinstance(data, bytes) else data
+    image = torch_reference.render_batch([data], view, own).numpy()
     window, flip, turns = own.windows[0].tolist(), bool(own.flips[0]), int(own.turns[0])
     box = own.boxes[0].tolist()
     overlay = _overlay(pixels, window, _on_source(box, window, own.size, flip) if turns else None)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import datasets
+from pipelines.amounts import shown_bytes
 from pipelines.prepare import Report, prepare
 from pipelines.resizing import Recipe
 
@@ -51,8 +52,10 @@ def show(console: Console, report: Report, folder: Path) -> None:
     table.add_column(overflow="fold")
     table.add_row(f"prepared {report.name}", f"{split.samples:,} samples of {len(split.classes):,} classes in {folder}")
     share = split.image_bytes / split.source_bytes if split.source_bytes else 1.0
-    table.add_row("images", f"{size(split.source_bytes)} before, {size(split.image_bytes)} after ({share:.0%})")
-    table.add_row("shards", f"{len(split.shards)} of {size(report.bytes_after)} with labels and manifest")
+    table.add_row(
+        "images", f"{shown_bytes(split.source_bytes)} before, {shown_bytes(split.image_bytes)} after ({share:.0%})"
+    )
+    table.add_row("shards", f"{len(split.shards)} of {shown_bytes(report.bytes_after)} with labels and manifest")
     if report.prepared:
         rate = f"{report.seconds:,.1f} s, {report.images_per_s:,.0f} images/s"
         kept = len(split.shards) - report.made
@@ -67,14 +70,6 @@ def show(console: Console, report: Report, folder: Path) -> None:
             table.add_row("", f"{where}: {why}")
     table.add_row("digest", split.digest)
     console.print(table, markup=False, highlight=False)
-
-
-def size(number: float) -> str:
-    """Bytes as people read them: 12.3 GB."""
-    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:.0f} bytes"
 
 
 def parse_size(text: str) -> int:

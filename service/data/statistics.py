@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import listing
+from pipelines.amounts import shown_bytes
 from pipelines.errors import DataError
 from pipelines.manifest import Manifest
-from service.data.preparation import size
 
 _QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 # Formats are told by the first bytes of so many samples, spread over the split.
@@ -63,7 +63,7 @@ def show(console: Console, manifest: Manifest, classes_shown: int = 10) -> None:
         _add(table, "width / height", widths / heights, "{:.2f}")
     sizes = sample_bytes(manifest)
     if sizes is not None and len(sizes):
-        _add(table, f"kB a sample ({size(float(sizes.sum()))} in all)", sizes / 1000, "{:,.1f}")
+        _add(table, f"kB a sample ({shown_bytes(float(sizes.sum()))} in all)", sizes / 1000, "{:,.1f}")
     if manifest.has_boxes:
         numbers, shares = _boxes(manifest)
         _add(table, f"boxes a sample ({numbers.sum():,} in all)", numbers)

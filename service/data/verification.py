@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 
 from pipelines import datasets, prepared_set
+from pipelines.amounts import shown_bytes
 from pipelines.files import LocalFiles
 from pipelines.verification import Findings, verify_files, verify_prepared
 from service import machine
-from service.data.preparation import size
 from service.errors import DataError
 
 _SHOWN = 100
@@ -61,7 +61,9 @@ def run(
 
 def _show(console: Console, split: str, found: Findings) -> None:
     state = f"{len(found.damage):,} found damaged" if found.damage else "all whole"
-    console.print(f"{split}: {found.samples:,} samples, {size(found.bytes)}: {state}", markup=False, highlight=False)
+    console.print(
+        f"{split}: {found.samples:,} samples, {shown_bytes(found.bytes)}: {state}", markup=False, highlight=False
+    )
     for damage in found.damage[:_SHOWN]:
         where = "" if damage.what.startswith(damage.where) else f"{damage.where}: "
         console.print(f"  {where}{damage.what}", markup=False, highlight=False, soft_wrap=True)

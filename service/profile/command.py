@@ -12,11 +12,10 @@ from rich.table import Table
 from service import config
 from service.errors import ConfigError
 from service.jobs import local
-from service.profile.findings import Findings, Phase, Setting
+from service.profile.findings import RESULT, Findings, Phase, Setting
 from service.run_folder import RunFolder
 
 WORKER = "service.profile.worker"
-RESULT = "profile.json"
 
 
 def run(
@@ -78,6 +77,7 @@ def show(found: Findings, console: Console) -> None:
         busy = f"{phase.cpu_s / phase.seconds:.2f}"
         table.add_row(name, f"{phase.images_per_s:,.1f}", busy, f"{phase.wait_share:.1%} {what}" if what else "")
     console.print(table, markup=False)
+    console.print(f"measured at an input of {found.setting.size} x {found.setting.size} pixels", highlight=False)
     console.print(f"\n{found.verdict()}", style="bold", markup=False)
     console.print(found.balance(), markup=False, highlight=False)
     for text in found.advice():

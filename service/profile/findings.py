@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from service import data_wait
 
+# What the main worker leaves in the run folder.
+RESULT = "profile.json"
 # Together they may fall this far below the slower one alone before the cores they share are called the limit.
 _SHARED_LOSS = 0.10
 # From this share of the loader's time on, waiting for files is what it does.
@@ -57,7 +59,7 @@ class Setting:
         loader: "dali" or "torch".
         encoded: samples are image files.
         source_pixels: of a sample on average; 0 if that is not known.
-        size: side of the network's input, pixels.
+        size: side of the network's input that was measured, pixels: the largest of the job's.
     """
 
     device: str

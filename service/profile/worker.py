@@ -11,7 +11,7 @@ import torch
 from pipelines import loading, pretext
 from service import machine, models
 from service.config import JobConfig
-from service.profile.findings import Findings, Setting
+from service.profile.findings import RESULT, Findings, Setting
 from service.profile.measuring import Training
 from service.run_folder import RunFolder
 from service.training import distributed, entrance, feeding, objectives
@@ -20,7 +20,6 @@ from service.training.engine import Engine
 from service.training.engine_settings import autocast_dtype
 from service.training.meters import Meters
 
-RESULT = "profile.json"
 # So small that no weight moves and no loss can overflow; a step costs the same at any rate.
 _RATE = 1e-12
 _ENDLESS = 10**6
@@ -57,10 +56,12 @@ def work(job: JobConfig, steps: int | None) -> Findings | None:
     meters = Meters(len(train_set.classes), names, device=world.device, rank=world.rank, world_size=world.size)
     training = Training(job, engine, ema, meters, len(train_set))
 
+    source = at_largest(feeding.train_source(job, train_set, task))
+
     def opened() -> loading.Loader:
         return loading.open_train(
             job.data.loader,
-            feeding.train_source(job, train_set, task),
+            source,
             start_step=0,
             stop_step=_ENDLESS,
             global_batch=job.global_batch,
@@ -96,9 +97,15 @@ def work(job: JobConfig, steps: int | None) -> Findings | None:
         loader=job.data.loader,
         encoded=train_set.encoded,
         source_pixels=float(pixels.mean()),
-        size=job.data.size,
+        size=source.view.size,
     )
     return Findings(setting, loader, step, both)
+
+
+def at_largest(source: loading.Source) -> loading.Source:
+    """The same, all of it at the largest of its sizes: the one that loading, the step and prepared data must bear."""
+    view = dataclasses.replace(source.view, size=source.all_sizes[-1])
+    return dataclasses.replace(source, view=view, sizes=())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The workers of one job: who this process is, and the few things all of them do together."""
 
 import contextlib
+import itertools
 import json
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +16,13 @@ from torch import Tensor
 
 from service import errors
 from service.errors import ConfigError, JobError, LorotError
+
+_log = logging.getLogger(__name__)
+
+# How often a worker looks whether the others have come, and says that it still waits for them.
+LOOK_S = 0.2
+TELL_S = 60.0
+_number = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,39 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
+def however_long(world: World, what: str) -> Iterator[None]:
+    """Run the block, then wait until all workers have run theirs, without the limit of a collective operation.
+
+    Every worker comes by here as often as the others.
+
+    Args:
+        what: what a worker waits for meanwhile, for its log.
+
+    Raises:
+        JobError: another worker's block has failed; how.
+    """
+    if world.size == 1:
+        yield
+        return
+    store = _store()
+    key = f"lorot/{next(_number)}"
+    try:
+        yield
+    except BaseException as error:
+        store.set(f"{key}/failed", f"worker {world.rank}: {error}")
+        raise
+    store.add(key, 1)
+    began = told = time.monotonic()
+    while store.add(key, 0) < world.size:
+        if store.check([f"{key}/failed"]):
+            raise JobError(f"another worker has failed: {store.get(f'{key}/failed').decode()}")
+        if time.monotonic() - told >= TELL_S:
+            told = time.monotonic()
+            _log.info("waiting for %s, for %.0f s", what, told - began)
+        time.sleep(LOOK_S)
+
+
+@contextlib.contextmanager
 def local_main_first(world: World) -> Iterator[None]:
     """Run the block on the first worker of every machine, then on its others: they find what it cached on disk."""
     if world.local_rank != 0:
@@ -166,6 +209,11 @@ def local_main_first(world: World) -> Iterator[None]:
     yield
     if world.local_rank == 0:
         barrier()
+
+
+def _store() -> dist.Store:
+    """Where the workers found each other, and can leave notes; torch has no public name for it."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _size() -> int:

@@ -26,7 +26,7 @@ from service.training.engine import Engine
 from service.training.keeper import RunKeeper
 from service.training.lengths import Lengths
 from service.training.meters import Meters
-from service.training.starting_point import newest, start_from
+from service.training.starting_point import facts_of, newest, start_from
 
 _log = logging.getLogger(__name__)
 
@@ -63,16 +63,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
     num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
     torch.manual_seed(job.seed)
     model = models.build(job.model, len(train_set.classes), num_pretext)
-    facts = {
-        "seed": job.seed,
-        "global_batch": job.global_batch,
-        "data_digest": train_set.digest,
-        "eval_digest": eval_set.digest,
-        "samples_per_epoch": lengths.samples,
-        "total_steps": lengths.total,
-        "classes": list(train_set.classes),
-        "optimizer": job.optimizer.name,
-    }
+    facts = facts_of(job, lengths, train_set, eval_set)
     found = newest(folder, facts, model, world) if resume else None
     first_step = found.step if found is not None else 0
     if found is None and job.model.init_from:

@@ -1,6 +1,7 @@
 """Remote files against real servers: an S3 stand-in (moto) in a process of its own, and HTTP servers."""
 
 import http.server
+import logging
 import os
 import signal
 import socket
@@ -15,14 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import manifest, pretext
+from pipelines import datasets, manifest, pretext, remote
 from pipelines.errors import DataError, UnreachableError
 from pipelines.files import open_files
 from pipelines.loading import Source, open_train
 from pipelines.manifest import Heading, Manifest, Rows
 from pipelines.plan import View
+from pipelines.prepare import prepare
 from pipelines.remote import RemoteFiles, use_cache
-from tests.pipelines.conftest import HEADING, draw
+from pipelines.resizing import Recipe
+from tests.pipelines.conftest import HEADING, draw, write_files
 
 pytestmark = pytest.mark.integration
 
@@ -72,6 +75,7 @@ class Server:
 
     def __init__(self, files):
         self.files, self.downloads, self.misbehave, self.pause_s = files, [], [], 0.0
+        self.tells_size = True
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -95,7 +99,8 @@ class Server:
             def begin(self):
                 content = outer.files.get(self.path)
                 self.send_response(404 if content is None else 200)
-                self.send_header("Content-Length", str(len(content or b"")))
+                if outer.tells_size:
+                    self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
                 return content
 
@@ -243,6 +248,98 @@ def test_a_limit_below_one_file_still_lets_one_be_read(web, tmp_path):
     for name in "ab":
         assert files.read(f"{name}.tar", 3, 4) == CONTENT[3:7]
         assert cached(tmp_path) == [f"{name}.tar"]
+
+
+def test_nothing_but_its_own_copies_is_counted_or_removed(web, tmp_path):
+    others = [
+        tmp_path / name for name in ("film.partial", "large.bin", "lorot-remote/notes", "lorot-remote/mine/a.tar")
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(CONTENT)
+        os.utime(path, (1, 1))
+    files = RemoteFiles(f"{web.url}/set", tmp_path, int(2.5 * len(CONTENT)))
+    for name in "abc":
+        files.read(f"{name}.tar", 0, 1)
+    assert all(path.read_bytes() == CONTENT for path in others)
+    assert web.downloads == ["/set/a.tar", "/set/b.tar", "/set/c.tar"]
+    assert len(cached(tmp_path)) == 2 + 1
+
+
+def test_a_download_that_is_under_way_counts_as_what_it_will_be(web, tmp_path):
+    files = RemoteFiles(f"{web.url}/set", tmp_path, int(2.5 * len(CONTENT)))
+    files.read("b.tar", 0, 1)
+    web.pause_s = 0.2
+    other = start_reader(f"{web.url}/set", tmp_path, "a.tar")
+    while not left_over(tmp_path) or left_over(tmp_path)[0].stat().st_size == 0:
+        time.sleep(0.02)
+    web.pause_s = 0.0
+    files.read("c.tar", 0, 1)
+    # It has come in part: with what has come alone, all would have had room.
+    assert cached(tmp_path)[0] != "b.tar"
+    assert other.communicate(timeout=60)[0].strip() == "100000"
+    assert cached(tmp_path) == ["a.tar", "c.tar"]
+
+
+def test_a_file_whose_size_the_server_does_not_tell_makes_room_once_it_has_come(web, tmp_path):
+    web.tells_size = False
+    files = RemoteFiles(f"{web.url}/set", tmp_path, int(2.5 * len(CONTENT)))
+    for number, name in enumerate("abc"):
+        assert files.read(f"{name}.tar", 9, 5) == CONTENT[9:14]
+        for path in tmp_path.rglob(f"{name}.tar"):
+            os.utime(path, (number, number))
+    assert cached(tmp_path) == ["b.tar", "c.tar"]
+
+
+def test_what_fails_while_a_lock_is_held_is_told_as_it_is(tmp_path):
+    for problem in (OSError(5, "disk"), BlockingIOError(11, "busy")):
+        with pytest.raises(OSError, match=problem.strerror), remote._locked(tmp_path / "lock", tmp_path / "p", 1.0):
+            raise problem
+        with remote._locked(tmp_path / "lock", tmp_path / "p", 1.0) as held:
+            assert held
+
+
+@pytest.fixture
+def published(web, tmp_path, monkeypatch):
+    """The address of a prepared set, which is served from memory."""
+    (tmp_path / "source").mkdir()
+    source = write_files(tmp_path / "source", [draw(number, 50, 60 + number) for number in range(30)])
+    prepare(source, tmp_path / "set", recipe=Recipe(size=40), shard_bytes=30_000)
+    web.files = {f"/set/{path.name}": path.read_bytes() for path in (tmp_path / "set").iterdir() if path.is_file()}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(remote, "TIMEOUT_S", 1.0)
+    use_cache(tmp_path / "cache", LARGE)
+    yield f"{web.url}/set"
+    use_cache(None)
+
+
+def test_a_set_that_is_here_as_a_whole_is_used_without_its_server_and_said_so(web, published, caplog):
+    opened = datasets.load("prepared", published, "train")
+    samples = [opened.read(sample) for sample in range(30)]
+    web.server.shutdown()
+    web.server.server_close()
+    with caplog.at_level(logging.WARNING):
+        again = datasets.load("prepared", published, "train")
+    assert "all of split train is kept here as it was last opened" in caplog.text
+    assert [again.read(sample) for sample in range(30)] == samples
+
+
+def test_a_set_that_is_here_in_part_is_an_error_that_says_so(web, published):
+    opened = datasets.load("prepared", published, "train")
+    opened.read(0)
+    web.server.shutdown()
+    web.server.server_close()
+    shards = len(opened.heading.shards)
+    with pytest.raises(UnreachableError, match=rf"set\.json: cannot be downloaded.*1 of {shards} shards are kept here"):
+        datasets.load("prepared", published, "train")
+
+
+def test_a_shard_that_the_server_no_longer_has_is_never_taken_for_bad_images(web, published):
+    opened = datasets.load("prepared", published, "train")
+    del web.files["/set/train-000001.tar"]
+    source = Source(opened, View(size=16), pretext.load("none"), 1, on_bad_image="skip")
+    with pytest.raises(UnreachableError, match=r"train-000001\.tar: no such file"):
+        list(open_train("torch", source, start_step=0, stop_step=4, global_batch=8, micro_batch=8, num_threads=1))
 
 
 def test_a_killed_download_is_taken_over_and_its_remains_are_removed(web, tmp_path):

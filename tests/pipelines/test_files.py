@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, UnreachableError
 from pipelines.files import Kept, LocalFiles, open_files
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
@@ -47,6 +47,34 @@ def test_a_missing_file_and_a_folder_are_named(files, tmp_path, size):
     for path in ("absent", "folder"):
         with pytest.raises(DataError, match=f"{tmp_path / path}: cannot be read"):
             files.read(path, 0, size)
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_a_root_that_is_gone_or_not_mounted_is_no_fault_of_the_file(files, tmp_path, size):
+    with pytest.raises(DataError) as caught:
+        files.read("absent", 0, size)
+    assert not isinstance(caught.value, UnreachableError)
+    (tmp_path / "empty place").mkdir()
+    for root in (tmp_path / "nowhere", tmp_path / "empty place"):
+        with pytest.raises(UnreachableError, match=f"{root}/a: cannot be read.*mount it again"):
+            LocalFiles(root).read("a", 0, size)
+
+
+def test_a_failing_disk_is_no_fault_of_the_file():
+    # The kernel answers with EIO for the first page of a process, which is never mapped.
+    with pytest.raises(
+        UnreachableError, match=r"/proc/self/mem: cannot be read \(Input/output error\); check the disk"
+    ):
+        LocalFiles("/proc/self").read("mem", 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 2**40), (0, 2**62), (2**63 - 10, 5), (2**63 - 1, 2**63 - 1), (0, -1), (-1, 5)]
+)
+def test_a_place_that_cannot_be_in_the_file_is_a_fault_of_the_file(files, offset, size):
+    with pytest.raises(DataError, match="ends before") as caught:
+        files.read("a", offset, size)
+    assert not isinstance(caught.value, UnreachableError)
 
 
 def test_a_truncated_shard_is_named_and_read_again_once_it_is_restored(files, tmp_path):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import pretext
+from pipelines import dali, loading, pretext
 from pipelines.errors import DataError, LorotError
 from pipelines.loading import Source, open_eval, open_train
 from pipelines.plan import View
+from pipelines.soundness import UnsoundError
 from pipelines.torch_reference import rotate_patch
 from tests.pipelines.conftest import draw, index_files, write_files
 
@@ -309,3 +310,107 @@ def test_the_reference_does_not_import_dali():
     code = "import sys, pipelines.loading; print(any(name.startswith('nvidia.dali') for name in sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def write_progressive(folder):
+    """12 progressive JPEG files, of which number 6 has bit errors in its lower half: none of its scans is whole."""
+    for number in range(12):
+        file = io.BytesIO()
+        draw(number, 160, 160).save(file, "JPEG", quality=90, progressive=True)
+        data = bytearray(file.getvalue())
+        if number == 6:
+            noise = np.random.default_rng(1).integers(0, 255, len(data) // 2 - 2, dtype=np.uint8)
+            data[len(data) - len(noise) - 2 : -2] = noise.tobytes()
+            data[-40:-38] = b"\xff\xc3"
+        (folder / f"{number:04d}.jpg").write_bytes(data)
+    return index_files(folder, [(160, 160)] * 12)
+
+
+class Windowed(dali.Renderer):
+    """A decoder that fails only where the damage of number 6 is: in windows that reach into its lower half."""
+
+    def prepare(self, samples, plan):
+        low = (plan.ids == 6) & (plan.windows[:, 0] + plan.windows[:, 2] > 80) & plan.valid
+        return super().prepare(samples, plan) | {"low": low.any()}
+
+    def submit(self, inputs):
+        self.__dict__.setdefault("low", []).append(inputs.pop("low"))
+        super().submit(inputs)
+
+    def collect(self):
+        images = super().collect()
+        if self.low.pop(0):
+            raise UnsoundError("a marker that is none")
+        return images
+
+    def fault(self, sample, plan):
+        single = Windowed(self.graph, device="cpu", batch_size=1, num_threads=1, depth=1)
+        single.submit(single.prepare([sample], plan))
+        try:
+            single.collect()
+        except UnsoundError as error:
+            return str(error)
+        finally:
+            single.close()
+        return None
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_an_interrupted_run_over_a_damaged_image_is_the_uninterrupted_one(tmp_path, monkeypatch, windowed, prefetch):
+    if windowed:
+        # DALI's own decoders on a CPU fail in all windows of an image or in none.
+        monkeypatch.setattr(dali, "Renderer", Windowed)
+        manifest = write_files(tmp_path, [draw(n, 160, 160) for n in range(12)])
+    else:
+        manifest = write_progressive(tmp_path)
+    source = Source(manifest, View(size=16, scale=(0.05, 0.3)), pretext.load("lorot_e"), 4, on_bad_image="skip")
+    options = {"stop": 30, "micro_batch": 2, "global_batch": 4, "prefetch": prefetch, "threads": 2}
+    loader = train("dali", source, **options)
+    whole = list(loader)
+    assert set(loader.skipped) == {6}
+    shown = sum(int((batch.ids == 6).sum()) for batch in whole)
+    assert 0 < shown < 10 if windowed else shown == 0
+    for start in (3, 10, 17, 25):
+        assert_same(train("dali", source, **options, start=start), whole[2 * start :])
+
+
+def test_where_sizes_vary_the_first_rows_tell():
+    class Counted(np.ndarray):
+        looked = 0
+
+        def __getitem__(self, rows):
+            Counted.looked += 1
+            return np.asarray(super().__getitem__(rows))
+
+    same = np.full(10**6, 32).view(Counted)
+    assert loading._all_of_size(32, same, same)
+    other = same.copy().view(Counted)
+    np.asarray(other)[5] = 33
+    Counted.looked = 0
+    assert not loading._all_of_size(32, other, other)
+    assert Counted.looked == 2
+    np.asarray(other)[5] = 32
+    np.asarray(other)[-1] = 33
+    assert not loading._all_of_size(32, other, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loader_that_was_left_open_is_closed_before_the_interpreter_goes(few, kind):
+    code = f"""
+import atexit, sys, threading
+from pathlib import Path
+atexit.register(lambda: print(sorted(thread.name for thread in threading.enumerate())))
+from pipelines import pretext
+from pipelines.loading import Source, open_train
+from pipelines.manifest import Manifest
+from pipelines.plan import View
+manifest = Manifest.open({str(few.root / "index.arrow")!r}, {str(few.root)!r})
+source = Source(manifest, View(size=16), pretext.load("none"), 0)
+steps = dict(start_step=0, stop_step=10**6, global_batch=16, micro_batch=8, num_threads=2, prefetch=3)
+for batch in open_train({kind!r}, source, **steps):
+    break
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not any(word in done.stdout for word in ("reader-", "preparer-", "renderer"))

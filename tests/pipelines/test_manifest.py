@@ -183,6 +183,16 @@ def test_damaged_manifests_are_errors_that_name_the_file(three: Manifest, tmp_pa
         Manifest.open(tmp_path / "absent.arrow", tmp_path)
 
 
+def test_of_a_prepared_set_a_damaged_manifest_is_not_to_be_deleted(three: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text("{}")
+    whole = (tmp_path / "m.arrow").read_bytes()
+    for damaged in (whole[:-20], whole.replace(b'"format": 2', b'"format": 9')):
+        (tmp_path / "m.arrow").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"m\.arrow.*copy it here again, or run `lorot data prepare`") as caught:
+            Manifest.open(tmp_path / "m.arrow", tmp_path)
+        assert "delete" not in str(caught.value)
+
+
 def test_columns_of_different_lengths_and_labels_without_a_class_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one length"):
         manifest.write(tmp_path / "m", HEADING, dataclasses.replace(rows(["a", "b"]), heights=np.array([1])))

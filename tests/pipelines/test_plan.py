@@ -183,3 +183,49 @@ def test_the_same_augmentation_twice_would_draw_the_same_and_is_refused():
     twice = (augment.load("rand_augment"), augment.load("rand_augment", magnitude=3))
     with pytest.raises(LorotError, match="'rand_augment' stands twice"):
         View(size=64, augment=twice)
+
+
+class Drawn:
+    """A pretext task, or an augmentation that erases, with one given rectangle."""
+
+    num_labels = 4
+    slots = (frozenset([Operation.ERASE]),)
+
+    def __init__(self, rectangle):
+        self.rectangle = rectangle
+
+    def sample(self, seed, epochs, ids, size, *, step=0):
+        rows = np.tile(np.array(self.rectangle), (len(ids), 1))
+        if rows.shape[1] == 3:
+            return rows, np.full(len(ids), -7), np.zeros(len(ids), np.int64)
+        return np.full((len(ids), 1), Operation.ERASE), rows[:, None].astype(np.float32)
+
+
+def drawn_plan(box=(0, 0, 64), rectangle=(0, 0, 64, 64), **sizes):
+    sides = {"heights": np.full(3, 70), "widths": np.full(3, 70)} | sizes
+    view = View(size=64, augment=(Drawn(rectangle),))
+    return train_plan(view, Drawn(box), 0, np.zeros(3, np.int64), np.arange(3), **sides)
+
+
+def test_boxes_and_rectangles_that_fill_the_input_are_planned_with_any_turns():
+    assert (drawn_plan().turns == -7).all()
+    drawn_plan((63, 63, 1), (63.0, 0.0, 1.0, 64.0))
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 9), (0, -1, 9), (0, 0, 0), (1, 0, 64), (0, 1, 64), (2**63 - 1, 0, 2)])
+def test_a_box_that_reaches_out_of_the_input_is_refused_with_its_tasks_name(box):
+    with pytest.raises(LorotError, match=r"a box of pretext task 'test_plan'.*does not lie inside 64 x 64"):
+        drawn_plan(box)
+
+
+@pytest.mark.parametrize("rectangle", [(-1, 0, 9, 9), (0, 60, 9, 5), (0, 0, 65, 9), (0, 0, 9, 0), (np.nan, 0, 9, 9)])
+def test_a_rectangle_that_reaches_out_of_the_input_is_refused_with_its_augmentations_name(rectangle):
+    with pytest.raises(LorotError, match=r"a rectangle of augmentation 'test_plan'.*does not lie inside 64 x 64"):
+        drawn_plan(rectangle=rectangle)
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "whole"])
+def test_a_window_of_an_image_without_pixels_is_refused(crop):
+    ids, nothing = np.arange(2), np.zeros(2, np.int64)
+    with pytest.raises(LorotError, match=f"a window of crop '{crop}'"):
+        train_plan(View(size=64, crop=crop), TASK, 0, nothing, ids, np.array([9, 0]), np.array([9, 9]))

@@ -5,21 +5,26 @@ import errno
 import hashlib
 import io
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines import datasets, manifest, masks, pieces, prepared_set, shard_record
+from pipelines import datasets, manifest, masks, pieces, prepared_set, shard_record, verification
 from pipelines.errors import DataError, FullDiskError, LorotError
 from pipelines.files import LocalFiles
 from pipelines.manifest import Heading, Manifest, Rows
 from pipelines.prepare import Report, prepare
 from pipelines.resizing import Recipe, prepare_boxes, prepare_file, prepare_mask
+from pipelines.verification import verify_files, verify_prepared
 from tests.pipelines.conftest import draw, write_pixels
 
 SMALL = Recipe(size=32)
+PIL_VERSION = re.escape(PIL.__version__)
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:
@@ -373,3 +378,159 @@ def test_the_sets_own_file_says_what_was_done(source: Manifest, tmp_path: Path) 
     for file in [about["manifest"], *about["shards"]]:
         content = (tmp_path / "set" / file["path"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("where", ["set", "set/inside", "."])
+def test_a_prepared_set_is_never_prepared_onto_itself(
+    source: Manifest, tmp_path: Path, where: str, restart: bool
+) -> None:
+    run(source, tmp_path / "set")
+    before = shard_hashes(tmp_path / "set")
+    (tmp_path / "link").symlink_to(tmp_path)
+    own = datasets.load("prepared", tmp_path / "set", "train")
+    with pytest.raises(DataError, match="choose another folder"):
+        run(own, tmp_path / "link" / where, restart=restart)
+    assert shard_hashes(tmp_path / "set") == before
+    assert not (tmp_path / ".prepare").exists()
+    assert run(own, tmp_path / "other", recipe=Recipe(size=16)).prepared == 40
+
+
+def test_nothing_is_prepared_into_the_folder_of_its_source(source: Manifest) -> None:
+    with pytest.raises(DataError, match="choose another folder"):
+        run(source, Path(source.root), restart=True)
+    assert not (Path(source.root) / ".prepare").exists()
+
+
+# A process in which sample 7 is the end of the decoder.
+CRASHING = """
+import os, signal, sys
+from pipelines import pieces
+
+real = pieces._make
+
+def make(manifest, recipe, sample):
+    if sample == 7:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return real(manifest, recipe, sample)
+
+pieces._make = make
+pieces.main(sys.argv[1])
+"""
+
+
+def test_an_image_that_a_decoder_dies_of_is_named_or_left_out(
+    source: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_WORTH_PROCESSES", 4)
+    monkeypatch.setattr(pieces, "_PIECE", 2)
+    monkeypatch.setattr(pieces, "_COMMAND", (pieces.sys.executable, "-c", CRASHING))
+    with pytest.raises(DataError, match=r"0007\.jpg: .*died: killed by SIGSEGV.*--on-bad-image skip"):
+        run(source, tmp_path / "set", workers=1, recipe=Recipe("none"))
+    report = run(source, tmp_path / "other", workers=1, recipe=Recipe("none"), on_bad_image="skip")
+    assert [where for where, _ in report.split.skipped] == ["0007.jpg"]
+    assert report.split.samples == 39
+
+
+def test_a_process_that_cannot_start_is_no_samples_fault(
+    source: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_WORTH_PROCESSES", 4)
+    monkeypatch.setattr(pieces, "_COMMAND", (pieces.sys.executable, "-c", "raise SystemExit('no such library')"))
+    with pytest.raises(DataError, match="can be started: no such library"):
+        run(source, tmp_path / "set", workers=1, on_bad_image="skip")
+
+
+def test_modules_in_the_working_directory_are_not_run(
+    source: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("json.py", "pipelines.py", "numpy.py"):
+        (tmp_path / "here" / name).write_text("raise SystemExit('somebody else\\'s')")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(pieces, "_WORTH_PROCESSES", 4)
+    assert run(source, tmp_path / "set", workers=1).prepared == 40
+
+
+def test_unreadable_images_at_the_end_are_left_out_after_a_shard_that_is_too_large(
+    source: Manifest, tmp_path: Path
+) -> None:
+    for number in (38, 39):
+        Path(source.describe(number)).write_bytes(b"")
+    # Every sample is larger than a shard may be, and gets one of its own.
+    report = run(source, tmp_path / "set", shard_bytes=1, on_bad_image="skip")
+    assert len(report.split.shards) == report.split.samples == 38
+    assert len(report.split.skipped) == 2
+
+
+def test_a_lost_or_damaged_index_is_found_and_mended_without_the_images(source: Manifest, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    about = run(source, folder).split
+    indices = [folder / f"train-{number:06d}.idx" for number in (1, 2)]
+    before = [path.read_bytes() for path in indices]
+    assert verify_prepared(folder, "train", about).damage == ()
+    indices[0].unlink()
+    indices[1].write_bytes(before[1].replace(b" 512 ", b" 513 ", 1))
+    found = verify_prepared(folder, "train", about).damage
+    assert [damage.where for damage in found] == [str(path) for path in indices]
+    assert "not the index of its shard" in found[1].what
+    assert run(source, folder).prepared == 0
+    assert [path.read_bytes() for path in indices] == before
+    assert verify_prepared(folder, "train", about).damage == ()
+
+
+def test_shards_beyond_the_last_one_are_removed(source: Manifest, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    names = [shard.path for shard in run(source, folder).split.shards]
+    for name in ("train-000090.tar", "train-000090.idx", ".prepare/train/000090.npz", "val-000090.tar", "train-9.tar"):
+        (folder / name).write_bytes(b"")
+    assert run(source, folder).prepared == 0
+    assert [path.name for path in sorted(folder.glob("train-??????.*"))] == sorted(
+        [*names, *(name.replace(".tar", ".idx") for name in names)]
+    )
+    assert not (folder / ".prepare/train/000090.npz").exists()
+    assert (folder / "val-000090.tar").exists()
+    assert (folder / "train-9.tar").exists()
+
+
+def test_files_are_handed_to_the_threads_that_verify_them_in_hundreds(
+    source: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[object] = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, function, /, *arguments, **options):  # type: ignore[no-untyped-def]
+            handed.append(arguments)
+            return super().submit(function, *arguments, **options)
+
+    monkeypatch.setattr(verification, "ThreadPoolExecutor", Counting)
+    monkeypatch.setattr(verification, "_SAMPLES_AT_ONCE", 16, raising=False)
+    Path(source.describe(21)).write_bytes(b"")
+    found = verify_files(source, threads=2)
+    assert [damage.where for damage in found.damage] == [source.describe(21)]
+    assert found.samples == 40
+    assert found.bytes == sum(Path(source.describe(number)).stat().st_size for number in range(40))
+    assert len(handed) == 3
+
+
+def test_an_error_of_making_images_is_not_taken_for_one_of_the_disk_that_is_written_to(
+    source: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
+
+    monkeypatch.setattr(pieces, "make", fail)
+    with pytest.raises(DataError, match=r"elsewhere: images cannot be prepared \(No space") as caught:
+        run(source, tmp_path / "set")
+    assert not isinstance(caught.value, FullDiskError)
+
+
+def test_another_encoder_does_not_go_on_with_what_the_first_one_made(
+    source: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = run(source, tmp_path / "set").split
+    assert about.made_with["pillow"] == PIL.__version__
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    with pytest.raises(DataError, match=rf"pillow {PIL_VERSION} and not 0\.1, .*install that again.*--restart"):
+        run(source, tmp_path / "set")
+    assert run(source, tmp_path / "set", restart=True).split.made_with["pillow"] == "0.1"

@@ -1,16 +1,20 @@
 """A prepared set is opened quickly, read by other programs, and its damage is found."""
 
 import copy
+import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 
-from pipelines import cache, datasets, prepared_set
-from pipelines.errors import DataError
+from pipelines import cache, datasets, prepared_set, remote
+from pipelines.errors import DataError, UnreachableError
 from pipelines.files import LocalFiles
 from pipelines.manifest import Manifest
 from pipelines.prepare import prepare
@@ -135,6 +139,168 @@ def test_a_set_below_a_url_is_read_without_a_copy_of_its_own(
     assert opened.path.is_relative_to(cache.user_folder("sets"))
     assert opened.digest == local.digest
     assert copy.deepcopy(opened).read(3) == local.read(3)
+
+
+def replace_manifest(root: Path, batch: pa.RecordBatch) -> None:
+    """Put another manifest into the set, with all that `set.json` says of its file."""
+    with pa.ipc.new_file(str(root / "train.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    content = (root / "train.arrow").read_bytes()
+    about = json.loads((root / "set.json").read_text())
+    own = {"path": "train.arrow", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    about["splits"]["train"]["manifest"] = own
+    (root / "set.json").write_text(json.dumps(about))
+
+
+def read_manifest(root: Path) -> pa.RecordBatch:
+    with pa.ipc.open_file(str(root / "train.arrow")) as reader:
+        return reader.get_batch(0)
+
+
+def with_column(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
+    columns = {field.name: batch.column(field.name) for field in batch.schema} | {name: column}
+    return pa.RecordBatch.from_pydict(columns).replace_schema_metadata(batch.schema.metadata)
+
+
+def with_value(batch: pa.RecordBatch, name: str, value: int | None) -> pa.RecordBatch:
+    """The batch with another value in row 7."""
+    values = batch.column(name).to_pylist()
+    values[7] = value
+    return with_column(batch, name, pa.array(values, batch.column(name).type))
+
+
+def with_masks(batch: pa.RecordBatch, offset: int, size: int) -> pa.RecordBatch:
+    offsets, sizes = np.zeros(30, np.int64), np.zeros(30, np.int64)
+    offsets[7], sizes[7] = offset, size
+    return with_column(with_column(batch, "mask_offset", pa.array(offsets)), "mask_size", pa.array(sizes))
+
+
+def with_broken_names(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Names of which one ends long before it begins, as no writer makes them."""
+    offsets = np.arange(31, dtype=np.int64)
+    offsets[7] = -(10**9)
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"x" * 30)]
+    return with_column(batch, "path", pa.Array.from_buffers(pa.large_string(), 30, buffers))
+
+
+def with_array(batch: pa.RecordBatch) -> pa.RecordBatch:
+    about = json.loads(batch.schema.metadata[b"lorot.manifest"]) | {"array": "../../secret.npy"}
+    return batch.replace_schema_metadata({b"lorot.manifest": json.dumps(about).encode()})
+
+
+UNSOUND: dict[str, tuple[Callable[[pa.RecordBatch], pa.RecordBatch], str]] = {
+    "label below 0": (lambda batch: with_value(batch, "label", -1), "row 7 has a label"),
+    "label too large": (lambda batch: with_value(batch, "label", 10), "row 7 has a label"),
+    "height": (lambda batch: with_value(batch, "height", -3), "row 7 has a height"),
+    "shard below 0": (lambda batch: with_value(batch, "shard", -1), "row 7 has a shard"),
+    "shard too large": (lambda batch: with_value(batch, "shard", 99), "row 7 has a shard"),
+    "shards in disorder": (lambda batch: with_value(batch, "shard", 2), "row 8 has a shard before"),
+    "offset below 0": (lambda batch: with_value(batch, "offset", -1), "row 7 has a place"),
+    "offset too large": (lambda batch: with_value(batch, "offset", 2**63 - 1), "row 7 has a place"),
+    "size 0": (lambda batch: with_value(batch, "size", 0), "row 7 has a place"),
+    "size below 0": (lambda batch: with_value(batch, "size", -(2**63)), "row 7 has a place"),
+    "size too large": (lambda batch: with_value(batch, "size", 30_001), "row 7 has a place"),
+    "size far too large": (lambda batch: with_value(batch, "size", 2**63 - 1), "row 7 has a place"),
+    "mask too large": (lambda batch: with_masks(batch, 5, 2**62), "row 7 has a mask"),
+    "mask below 0": (lambda batch: with_masks(batch, -5, 5), "row 7 has a mask"),
+    "gap": (lambda batch: with_value(batch, "label", None), "gaps"),
+    "other kind": (lambda batch: with_column(batch, "size", pa.array(["1"] * 30)), "columns"),
+    "missing column": (lambda batch: batch.drop_columns(["size"]), "columns"),
+    "no offsets of masks": (lambda batch: with_masks(batch, 0, 0).drop_columns(["mask_offset"]), "columns"),
+    "names": (with_broken_names, "damaged manifest"),
+    "array": (with_array, "lie in an array"),
+}
+
+
+@pytest.mark.parametrize("at_once", [4, 1 << 16])
+@pytest.mark.parametrize("how", UNSOUND)
+def test_a_manifest_that_points_elsewhere_is_refused_when_it_is_opened(
+    own: Path, how: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.datasets.prepared._ROWS", at_once)
+    change, told = UNSOUND[how]
+    replace_manifest(own, change(read_manifest(own)))
+    with pytest.raises(DataError, match=rf"train\.arrow.*{told}.*copy it here again"):
+        datasets.load("prepared", own, "train")
+
+
+def test_boxes_and_masks_within_their_shards_are_fine(own: Path) -> None:
+    boxes = pa.array([[[0, 1, 2, 3]]] * 30, pa.large_list(pa.list_(pa.float32(), 4)))
+    replace_manifest(own, with_column(with_masks(read_manifest(own), 100, 50), "boxes", boxes))
+    opened = datasets.load("prepared", own, "train")
+    assert opened.mask_location(7) == (opened.location(7)[0], 100, 50)
+    assert opened.boxes(7).tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("path", "../train-000000.tar"), ("path", ".x.lock"), ("bytes", -1), ("sha256", "../x")]
+)
+def test_a_set_whose_files_are_none_is_refused(own: Path, key: str, value: object) -> None:
+    about = json.loads((own / "set.json").read_text())
+    about["splits"]["train"]["shards"][0][key] = value
+    (own / "set.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"set\.json: damaged.*no (name of a )?file|are no file"):
+        datasets.load("prepared", own, "train")
+
+
+@pytest.fixture
+def fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that remote files are kept in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remote.use_cache(tmp_path / "kept")
+    yield tmp_path / "kept"
+    remote.use_cache(None)
+
+
+def test_a_set_that_changes_below_its_url_is_never_mixed_with_its_copies(
+    own: Path, tmp_path: Path, fetching: Path
+) -> None:
+    before = datasets.load("prepared", f"file://{own}", "train")
+    first = before.read(0)
+    (tmp_path / "source").mkdir()
+    source = write_files(tmp_path / "source", [draw(100 + number, 50, 60 + number) for number in range(30)])
+    shutil.rmtree(own)
+    prepare(source, own, recipe=Recipe(size=40), shard_bytes=30_000)
+    now, there = datasets.load("prepared", f"file://{own}", "train"), datasets.load("prepared", own, "train")
+    assert now.digest == there.digest != before.digest
+    assert [now.read(sample) for sample in range(30)] == [there.read(sample) for sample in range(30)]
+    # Who began before goes on with what it has, and gets nothing new under an old name.
+    again = copy.deepcopy(before)
+    assert again.read(0) == first != now.read(0)
+    with pytest.raises(UnreachableError, match=r"train-\d+\.tar: not the file that the set was opened with"):
+        again.read(29)
+
+
+def test_a_shard_that_came_damaged_is_not_used(own: Path, fetching: Path) -> None:
+    opened = datasets.load("prepared", f"file://{own}", "train")
+    flip_bit(own / opened.heading.shards[0], 2000)
+    with pytest.raises(UnreachableError, match=r"another sha256.*upload it again"):
+        opened.read(0)
+    assert list(fetching.rglob("*.tar")) == []
+    flip_bit(own / opened.heading.shards[0], 2000)
+    assert opened.read(0) == datasets.load("prepared", own, "train").read(0)
+
+
+def test_a_damaged_copy_of_the_manifest_is_fetched_again(own: Path, fetching: Path) -> None:
+    opened = datasets.load("prepared", f"file://{own}", "train")
+    flip_bit(opened.path, 2000)
+    assert datasets.load("prepared", f"file://{own}", "train").path == opened.path
+    assert opened.path.read_bytes() == (own / "train.arrow").read_bytes()
+
+
+def test_a_set_larger_than_the_cache_is_warned_of_when_it_is_opened(
+    own: Path, fetching: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        datasets.load("prepared", f"file://{own}", "train")
+        assert caplog.text == ""
+        total = sum(shard.stat().st_size for shard in own.glob("*.tar"))
+        remote.use_cache(fetching, total - 1)
+        datasets.load("prepared", f"file://{own}", "train")
+    (said,) = caplog.messages
+    assert f"{total / 1e9:.3g} GB" in said
+    assert "set data.cache_gb above" in said
+    assert "data.order=blocks" in said
 
 
 def test_a_whole_set_has_no_damage(made: Path) -> None:

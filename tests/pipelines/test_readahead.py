@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import pretext, readahead
+from pipelines import pretext, readahead, reading
 from pipelines.errors import DataError
 from pipelines.loading import Source, open_eval, open_train
 from pipelines.plan import View
@@ -194,3 +194,30 @@ def test_waiting_and_rendering_are_counted(few):
     assert len(list(loader)) == loader.rendered == 12
     assert loader.waited_s > 0
     assert loader.read_wait_s > 0
+
+
+def test_rewriting_odd_images_is_no_latency_and_no_more_of_them_run_at_once_than_prepare(few, monkeypatch):
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def rewrite(encoded, height, width):
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.01)
+        with lock:
+            inside -= 1
+        return encoded
+
+    expected = list(train(source_of(few)))
+    monkeypatch.setattr(reading, "sound", rewrite)
+    # Slow reads, so that many threads read.
+    few.files = Wrapped(few.files, lambda _: time.sleep(0.01))
+    loader = train(source_of(few), num_threads=2)
+    assert_same(loader, expected)
+    assert loader.num_read_threads > 8
+    assert most == 2
+    few.files = few.files.files
+    loader = train(source_of(few), num_threads=2)
+    assert_same(loader, expected)
+    assert loader.num_read_threads < 8

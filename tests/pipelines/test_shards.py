@@ -81,6 +81,7 @@ def test_the_index_is_that_of_dalis_own_tool(tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "wds2idx"
     subprocess.run([sys.executable, program, tmp_path / "a.tar", tmp_path / "a.idx"], check=True, capture_output=True)
     assert shards.index(placed) == (tmp_path / "a.idx").read_text()
+    assert shards.index_of(io.BytesIO(content)) == (tmp_path / "a.idx").read_text()
 
 
 def test_members_lists_what_is_there_and_refuses_what_is_no_tar() -> None:

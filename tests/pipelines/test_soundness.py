@@ -1,8 +1,13 @@
 import io
+import struct
+import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import masks
+from pipelines.resizing import Recipe, prepare_file
 from pipelines.soundness import UnsoundError, sound
 from tests.pipelines.conftest import draw
 
@@ -101,3 +106,62 @@ def test_the_check_agrees_with_a_decoder_that_is_strict():
         image.load()
     with pytest.raises(UnsoundError):
         judge(data[:-200])
+
+
+ANYTHING = [EOFError, TypeError, RuntimeError, MemoryError, struct.error, IndexError, KeyError, ZeroDivisionError]
+
+
+def raising(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", ANYTHING)
+@pytest.mark.parametrize("where", ["open", "Image.convert"])
+def test_whatever_pillow_raises_on_a_file_is_a_defined_error(error, where, monkeypatch):
+    # The header is read by Pillow too, and then the image decoded by it.
+    data = encoded("TIFF")
+    monkeypatch.setattr(f"PIL.Image.{where}", raising(error()))
+    with pytest.raises(UnsoundError, match=error.__name__):
+        judge(data)
+
+
+@pytest.mark.parametrize("error", ANYTHING)
+def test_whatever_pillow_raises_where_a_file_is_prepared_is_a_defined_error(error, monkeypatch):
+    data = encoded("JPEG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", raising(error()))
+    with pytest.raises(UnsoundError, match=error.__name__):
+        prepare_file(data, 40, 50, Recipe(size=20))
+
+
+def test_a_fault_of_the_code_that_resizes_is_not_blamed_on_the_image(monkeypatch):
+    data = encoded("JPEG")
+    monkeypatch.setattr("pipelines.resizing._resized", raising(OSError("no room for what was compiled")))
+    with pytest.raises(OSError, match="compiled"):
+        prepare_file(data, 40, 50, Recipe(size=20))
+
+
+def test_an_image_that_does_not_fit_into_the_format_is_named():
+    file = io.BytesIO()
+    Image.new("RGB", (66_000, 1)).save(file, "PNG")
+    with pytest.raises(UnsoundError, match="cannot be written as JPEG"):
+        prepare_file(file.getvalue(), 1, 66_000, Recipe(format="jpeg"))
+
+
+@pytest.mark.parametrize("form", ["EPS", "TIFF", "GIF", "JPEG"])
+def test_a_mask_is_a_png(form):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(file, form)
+    with pytest.raises(ValueError, match="cannot identify"):
+        masks.decode(file.getvalue())
+
+
+def test_a_mask_that_declares_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", None)
+    content = bytearray(masks.encode(np.ones((4, 4), bool)))
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with pytest.raises(ValueError, match="20000 x 20000 pixels"):
+        masks.decode(bytes(content))

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines import datasets
-from service import cli
+from pipelines import datasets, loading, pretext, remote
+from pipelines.amounts import shown_bytes
+from pipelines.plan import Plan
+from service import cli, config
 from service.data import pictures, preparation, statistics
 from service.errors import ConfigError
 
@@ -114,12 +116,7 @@ def test_sizes_are_read_and_written_as_people_do() -> None:
     for text in ("", "MB", "0", "-1MB", "1e30", "nan"):
         with pytest.raises(ValueError, match=r"could not convert|no size"):
             preparation.parse_size(text)
-    assert [preparation.size(number) for number in (12, 1500, 26_500_000, 2e12)] == [
-        "12 bytes",
-        "1.5 kB",
-        "26.5 MB",
-        "2 TB",
-    ]
+    assert [shown_bytes(number) for number in (12, 1500, 26_500_000, 2e12)] == ["12 B", "1.5 kB", "26.5 MB", "2.0 TB"]
 
 
 def test_a_sheet_shows_the_planned_window_where_the_pixels_come_from(pets: Path, tmp_path: Path) -> None:
@@ -145,6 +142,47 @@ def test_a_box_of_the_input_is_drawn_on_the_source_where_it_comes_from(flip: boo
     assert corners == ((20 + 22, 14, 20 + 30, 22) if flip else (22, 14, 30, 22))
 
 
+def test_what_is_shown_is_what_training_loads(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [
+        "pretext.name=lorot_i",
+        "data.size=32",
+        "data.sizes=[{size: 16, until: 2 steps}]",
+        "data.repeats=2",
+        "data.order=blocks",
+        "data.block=2",
+        "global_batch=4",
+        "micro_batch=4",
+        "duration=4 steps",
+        "evaluate_every=4 steps",
+        f"data.cache_folder={tmp_path / 'own cache'}",
+        "data.cache_gb=3",
+    ]
+    job = pictures.job_of(pets, options)
+    shown: list[tuple[int, Plan]] = []
+    monkeypatch.setattr(pictures, "_row", lambda manifest, view, plan, data, wanted: shown.append((wanted, plan)))
+    monkeypatch.setattr(pictures, "_sheet", lambda rows: Image.new("RGB", (1, 1)))
+    kept: list[tuple[object, int]] = []
+    monkeypatch.setattr(remote, "use_cache", lambda *given: kept.append(given))
+    pictures.show(Console(quiet=True), pets, options, split=None, count=6, epoch=1, first=0, output=tmp_path / "a.png")
+    assert kept == [(job.data.cache_folder, 3 * 10**9)]
+
+    # An epoch has six positions; the second begins in the middle of step 1, before the size changes.
+    source = loading.Source(
+        datasets.load("folder", pets, "train"),
+        config.view(job.data),
+        pretext.load("lorot_i"),
+        job.seed,
+        repeats=2,
+        order="blocks",
+        block=2,
+        sizes=((0, 16), (2, 32)),
+    )
+    steps = loading.open_train("torch", source, start_step=0, stop_step=3, global_batch=4, micro_batch=4, num_threads=1)
+    loaded = [(batch.images.shape[-1], sample) for batch in steps for sample in batch.ids.tolist()]
+    assert [(plan.size, sample) for sample, plan in shown] == loaded[6:12]
+    assert [size for size, _ in loaded[6:12]] == [16, 16, 32, 32, 32, 32]
+
+
 def test_a_page_holds_its_pictures_and_escapes_names(pets: Path, tmp_path: Path) -> None:
     (pets / "train/cat").rename(pets / "train/c<b>")
     (pets / "val").rename(tmp_path / "away")
@@ -162,7 +200,7 @@ def test_an_unreadable_sample_is_shown_as_such(pets: Path, tmp_path: Path) -> No
         path.write_bytes(path.read_bytes()[:-100])
     output = tmp_path / "page.html"
     pictures.show(Console(quiet=True), pets, ["data.size=32"], split=None, count=2, epoch=0, first=0, output=output)
-    assert output.read_text().count("unreadable") == 2
+    assert output.read_text().count("<br>unreadable<br>") == 2
 
 
 def test_other_names_of_pictures_are_refused(pets: Path) -> None:

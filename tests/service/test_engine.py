@@ -242,7 +242,7 @@ def test_an_averager_averages_each_gradient_once_and_only_at_the_boundary(alone:
             averager.begin(boundary=index == 2)
             layers(images).sum().backward()
             twin(images).sum().backward()
-            # Averaging runs on a thread: at the boundary it has been asked for, and is sure to have happened after finish.
+            # Averaging runs on a thread: at the boundary it has been asked for, after `finish` it has happened.
             assert (averager._launched == len(averager.flats)) == (index == 2)
             assert not seen or index == 2
         averager.finish()

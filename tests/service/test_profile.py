@@ -1,9 +1,15 @@
 """What `lorot profile` makes of its measurements, by hand-worked cases; and one measurement of a real job."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+from PIL import Image
+from rich.console import Console
 
+from pipelines import datasets, loading, pretext
+from pipelines.plan import View
+from service.profile import command, worker
 from service.profile.findings import Findings, Phase, Setting
 
 GPU = Setting(
@@ -117,3 +123,19 @@ def test_cores_that_nobody_uses_are_pointed_out_on_a_cpu() -> None:
     idle = dataclasses.replace(SHARED, step=phase(95, 0.005), both=phase(90, 0.009))
     assert any("of 2 cores 0.8 are at work" in text for text in idle.advice())
     assert not any("are at work" in text for text in SHARED.advice())
+
+
+def test_a_job_of_several_sizes_is_measured_at_the_largest_all_the_time(tmp_path: Path) -> None:
+    (tmp_path / "train/cat").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "train/cat/a.png")
+    manifest = datasets.load("folder", tmp_path, "train")
+    source = loading.Source(manifest, View(size=32), pretext.load("none"), 0, sizes=((0, 16), (5, 48), (9, 32)))
+    measured = worker.at_largest(source)
+    assert measured.view.size == 48
+    assert {measured.size_at(step) for step in (0, 6, 10)} == {48}
+
+
+def test_the_size_measured_is_said() -> None:
+    console = Console(record=True, width=200)
+    command.show(STEP_BOUND, console)
+    assert "measured at an input of 224 x 224 pixels" in console.export_text()

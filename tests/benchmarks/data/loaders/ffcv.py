@@ -33,21 +33,23 @@ def batches(row: Row, folder: Path, job: Job) -> Iterator[Any]:
     path = str(folder / _FILE)
     settings: dict[str, Any] = {"batch_size": job.batch, "num_workers": job.cores, "os_cache": True}
     settings |= {"drop_last": True, "seed": job.seed}
-    pipelines = {
-        "image": [
+
+    def pipelines() -> dict[str, Any]:
+        # Its loader takes the decoder out of the list that it is given: each needs a list of its own.
+        image = [
             RandomResizedCropRGBImageDecoder((job.size, job.size)),
             RandomHorizontalFlip(),
             NormalizeImage(mean, std, np.float32),
             ToTensor(),
             ToTorchImage(convert_back_int16=False),
-        ],
-        "label": None,
-    }
-    count = len(Loader(path, order=OrderOption.SEQUENTIAL, pipelines=pipelines, **settings).indices)
+        ]
+        return {"image": image, "label": None}
+
+    count = len(Loader(path, order=OrderOption.SEQUENTIAL, pipelines=pipelines(), **settings).indices)
     # Many epochs in one: its threads end and start with each.
     indices = np.tile(np.arange(count), 50)
     while True:
-        loader = Loader(path, order=OrderOption.RANDOM, indices=indices, pipelines=pipelines, **settings)
+        loader = Loader(path, order=OrderOption.RANDOM, indices=indices, pipelines=pipelines(), **settings)
         for (images,) in loader:
             yield images
 
