@@ -335,7 +335,7 @@ def _open(
 
 
 def _renderer(
-    kind: str, source: Source, training: bool, batch_size: int, device: str, num_threads: int, dtype: str = "float32"
+    kind: str, source: Source, training: bool, batch_size: int, device: str, num_threads: int, dtype: str
 ) -> Callable[[int], Renderer]:
     # Both only where they are used: either takes seconds to import, and DALI is not to be had everywhere.
     if kind == "torch":
@@ -344,7 +344,6 @@ def _renderer(
         return lambda depth: torch_reference.Renderer(source.view, source.render_pretext, dtype=dtype)
     if kind not in ("dali", "stock"):
         raise LorotError(f"loader {kind!r} does not exist; there are dali, stock, torch")
-    # Only here: DALI takes a second to import and is not to be had everywhere.
     from pipelines import dali
 
     view, manifest = source.view, source.manifest
@@ -359,7 +358,7 @@ def _renderer(
         or not _all_of_size(sizes[0], manifest.heights, manifest.widths),
         flips=training and view.flip,
         rotates=training and source.render_pretext and source.task.num_labels > 0,
-        slots=tuple(slot for part in view.augment for slot in part.slots) if training else (),
+        slots=view.slots if training else (),
         dtype=dtype,
     )
     return lambda depth: dali.Renderer(

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import datasets, pretext
+from pipelines.amounts import shown_bytes
 from service import config, machine
 from service.config import JobConfig, ModelConfig
 from service.data_config import AugmentConfig
 from service.errors import DataError
 from service.jobs.local import num_workers
-from service.machine import shown_bytes
 from service.splits import use_cache
 from service.training.lengths import Lengths, sizes
 from service.training.schedule import learning_rate

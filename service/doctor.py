@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.amounts import shown_bytes
 from service import machine, store
 from service.errors import LorotError
-from service.machine import shown_bytes
 
 _TIMEOUT_S = 180
 _MIN_MEMORY_BYTES = 4_000_000_000

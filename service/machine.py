@@ -8,8 +8,6 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.amounts import shown_bytes as shown_bytes
-
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from pipelines.kernels import OPTIONS
-from pipelines.kernels.resize import combine_columns, combine_rows, count_taps, weigh
+from pipelines.kernels.resize import combine_columns, combine_rows, weigh
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -26,13 +26,9 @@ def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def _resize(
     source: np.ndarray, height: int, width: int, channels: int, tall: int, wide: int, pixels: np.ndarray
 ) -> None:
-    row_taps, column_taps = count_taps(height, tall), count_taps(width, wide)
-    row_firsts, row_weights = np.empty(tall, np.int64), np.empty(tall * row_taps, np.float32)
-    column_firsts, column_weights = np.empty(wide, np.int64), np.empty(wide * column_taps, np.float32)
-    weigh(height, tall, row_taps, False, row_firsts, row_weights)
-    weigh(width, wide, column_taps, False, column_firsts, column_weights)
-    for index in range(wide):
-        column_firsts[index] *= 3
+    row_taps, row_firsts, row_weights = weigh(height, tall, False)
+    column_taps, column_firsts, column_weights = weigh(width, wide, False)
+    column_firsts *= 3
     length = channels * width
     # Vectors reach one lane beyond the last pixel.
     row, dense, packed = (

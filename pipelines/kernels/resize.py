@@ -26,16 +26,19 @@ def count_taps(length: int, size: int) -> int:
 
 
 @njit(**OPTIONS)
-def weigh(length: int, size: int, taps: int, mirrored: bool, firsts: np.ndarray, weights: np.ndarray) -> None:
+def weigh(length: int, size: int, mirrored: bool) -> tuple[int, np.ndarray, np.ndarray]:
     """The filter along one axis.
 
     Args:
         length, size: source and output pixels.
-        taps: `count_taps(length, size)`.
         mirrored: output pixels run backwards.
-        firsts: (size,) int64, set to the first source pixel of each output pixel.
-        weights: (size * taps,) float32, set to the weights of the pixels from there on; they add up to 1.
+
+    Returns:
+        Source pixels that one output pixel depends on, taps; the first of them for each output pixel, (size,) int64;
+        and the weights of the pixels from there on, (size * taps,) float32, which add up to 1.
     """
+    taps = count_taps(length, size)
+    firsts, weights = np.empty(size, np.int64), np.empty(size * taps, np.float32)
     scale = length / size
     reach = max(scale, 1.0)
     for index in range(size):
@@ -50,6 +53,7 @@ def weigh(length: int, size: int, taps: int, mirrored: bool, firsts: np.ndarray,
         firsts[place] = first
         for tap in range(taps):
             weights[place * taps + tap] /= total
+    return taps, firsts, weights
 
 
 @njit(**OPTIONS)
@@ -64,13 +68,9 @@ def resize(
         size: side of the output, pixels.
         pixels: (size * size * 3 + 1,) uint8, filled; the last byte is room for a vector's end and means nothing.
     """
-    row_taps, column_taps = count_taps(height, size), count_taps(width, size)
-    row_firsts, row_weights = np.empty(size, np.int64), np.empty(size * row_taps, np.float32)
-    column_firsts, column_weights = np.empty(size, np.int64), np.empty(size * column_taps, np.float32)
-    weigh(height, size, row_taps, False, row_firsts, row_weights)
-    weigh(width, size, column_taps, mirrored, column_firsts, column_weights)
-    for index in range(size):
-        column_firsts[index] *= 3
+    row_taps, row_firsts, row_weights = weigh(height, size, False)
+    column_taps, column_firsts, column_weights = weigh(width, size, mirrored)
+    column_firsts *= 3
     length = 3 * width
     # Vectors reach one lane beyond the last pixel.
     row = np.zeros(length + 1, np.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import amounts
 from service import config, machine
 from service.errors import ConfigError, JobError, LorotError, TrackingError
 from service.jobs import local
@@ -295,4 +296,4 @@ Root Cause (first observed failure):
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (25_300_000_000, "25.3 GB"), (999_960, "1.0 MB")]
 )
 def test_bytes_are_shown_in_powers_of_a_thousand(count: int, text: str) -> None:
-    assert machine.shown_bytes(count) == text
+    assert amounts.shown_bytes(count) == text
