@@ -76,7 +76,7 @@ def open_train(
     Args:
         kind: "dali"; "stock", DALI with its own operators only; or "torch" for the plain reference.
         num_threads: for decoding; 0: the machine's cores / world_size.
-        prefetch: batches rendered ahead.
+        prefetch: batches rendered ahead, the one that is ready to be taken included.
         dtype: of the images: "float32", "float16", "bfloat16", or "uint8", which is not normalised.
         read_threads: at most so many read at once; as many are started as the storage's latency asks for.
         readahead_mb: encoded samples held and not yet rendered, 10**6 bytes; one batch is always allowed.
@@ -155,7 +155,7 @@ class Loader:
         self._ahead: Readahead | None = None
         self._closed = len(self) == 0
         if not self._closed:
-            self._renderer = renderer(min(prefetch, len(self)))
+            self._renderer = renderer(self._depth())
             self._ahead = Readahead(
                 reader,
                 self._prepare,
@@ -275,6 +275,10 @@ class Loader:
             self._reject_some([work], error)
             return None
 
+    def _depth(self) -> int:
+        """Batches for the renderer to have at work: one more is finished and waits for the caller."""
+        return min(max(1, self._prefetch - 1), len(self) - self.rendered)
+
     def _shorten(self) -> None:
         """Make the renderer one that renders no more batches at once than are in the queue."""
         self._renderer.close()
@@ -288,7 +292,7 @@ class Loader:
         self._reject_some([work for _, work in lost], error)
         self._rendering.clear()
         self._renderer.close()
-        self._renderer = self._make_renderer(min(self._prefetch, len(self) - self.rendered))
+        self._renderer = self._make_renderer(self._depth())
         ahead.again([fetch for fetch, _ in lost])
 
     def _reject_some(self, works: list[Work], error: UnsoundError) -> None:

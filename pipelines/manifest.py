@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import cache, masks, prepared_set
-from pipelines.errors import DataError
+from pipelines.errors import DataError, UnreachableError
 from pipelines.files import Files, open_files
 
 FORMAT = 2
@@ -180,10 +180,22 @@ class Manifest:
         """The sample's encoded bytes; or, if not `encoded`, its pixels, (H, W, 3) uint8.
 
         Raises:
+            UnreachableError: the shard it lies in is gone or cut short, though it was whole when the set was opened.
             DataError: the file is gone or unreadable, or its path leaves the root.
         """
         if self.encoded:
-            return self.files.read(*self.location(sample))
+            path, offset, size = self.location(sample)
+            try:
+                return self.files.read(path, offset, size)
+            except UnreachableError:
+                raise
+            except DataError as error:
+                if size is None:
+                    raise
+                # Many samples are lost with it: left out one by one, they would silently make a smaller data set.
+                raise UnreachableError(
+                    f"{error}; a lost shard is no bad image, and no sample is left out for it"
+                ) from None
         assert self._pixels is not None
         pixels = self._pixels[int(sample)]
         return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)

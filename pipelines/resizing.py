@@ -135,7 +135,8 @@ def _finish(image: Image.Image, target: tuple[int, int], recipe: Recipe, usual: 
     file = io.BytesIO()
     try:
         if ending == "jpg":
-            image.save(file, "JPEG", quality=recipe.quality)
+            interval = _restart_interval(image)
+            image.save(file, "JPEG", quality=recipe.quality, subsampling="4:2:0", restart_marker_blocks=interval)
         else:
             (image.convert("RGB") if image.mode == "RGBX" else image).save(file, "PNG")
     except Exception as error:  # As of reading: a side above 65,500 pixels, for one, is an OSError.
@@ -144,13 +145,27 @@ def _finish(image: Image.Image, target: tuple[int, int], recipe: Recipe, usual: 
     return Picture(file.getvalue(), ending, *target)
 
 
+def _restart_interval(image: Image.Image) -> int:
+    """Blocks between two restart markers: a row is a whole number of intervals, as short as pays.
+
+    By these markers a window's part of the file is found without decoding the rest (`kernels.excerpt`). Two blocks are
+    32 pixels of a picture in colour; the markers cost 3 % of the file then, and 7 % where a row has an odd number.
+    """
+    across = 8 if image.mode == "L" else 16
+    return 1 + (-(-image.width // across) + 1) % 2
+
+
 def _resized(image: Image.Image, height: int, width: int) -> Image.Image:
     # Compiled code is loaded for those who resize, and not for those who read what was.
     from pipelines.kernels.reduction import resized
 
     if image.mode == "L":
         return Image.fromarray(resized(np.asarray(image.convert("RGB")), height, width)[:, :, 0])
-    return Image.frombuffer("RGBX", (width, height), resized(_pixels(image), height, width), "raw", "RGBX", 0, 1)
+    pixels = resized(_pixels(image), height, width)
+    if pixels.shape[2] == 3:
+        return Image.fromarray(pixels)
+    # Pillow takes pixels of four bytes without a copy.
+    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

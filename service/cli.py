@@ -1,5 +1,6 @@
 """The `lorot` command. Every command imports what it needs when it runs, so that help and completion are quick."""
 
+import json
 import os
 import sys
 import traceback
@@ -12,6 +13,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from service.errors import EXIT_CODES, LorotError
+from service.planning.command import plan
 
 app = typer.Typer(
     name="lorot",
@@ -67,15 +69,38 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Set an earlier run aside and begin anew.")] = False,
-    workers: Workers = None,
+    init_from: Annotated[str | None, typer.Option(help="Model or run to take fitting weights from.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "--nproc", help="Processes; default: `workers`, or GPUs, or one.", min=1)
+    ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port the workers meet at; default: a free one.", min=1, max=65535)
     ] = None,
+    nnodes: Annotated[str | None, typer.Option(metavar="MIN:MAX", help="Machines; each runs this command.")] = None,
+    rdzv: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where machines meet.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="The job's name there; default: the run's.")] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(help="Failures in a row to restart after; default: 0, or 3 with --nnodes.", min=0)
+    ] = None,
 ) -> None:
-    """Train on this machine as CONFIG says, and register the model."""
+    """Train on this machine as CONFIG says, or as one machine of several, and register the model."""
     from service.jobs import local
 
-    local.run(config, overrides or (), workers=workers, resume=resume, restart=restart, port=port, say=typer.echo)
+    overrides = [*(overrides or ()), *([f"model.init_from={json.dumps(init_from)}"] if init_from else ())]
+    here: dict[str, Any] = {"workers": workers, "port": port, "max_restarts": max_restarts}
+    there: dict[str, Any] = {"nnodes": nnodes, "rdzv": rdzv, "run_id": run_id}
+    local.run(config, overrides, resume=resume, restart=restart, say=typer.echo, **here, **there)
+
+
+@app.command()
+def rendezvous(
+    host: Annotated[str | None, typer.Option(help="This machine's name for the others; default: its address.")] = None,
+    port: Annotated[int, typer.Option(help="0: a free one.", min=0, max=65535)] = 29400,
+) -> None:
+    """Keep the place where the machines of a job meet, until SIGTERM; run it on a machine that outlives them."""
+    from service.jobs import rendezvous as place
+
+    place.serve(host, port, say=typer.echo)
 
 
 @app.command(cls=ConfigCommand)
@@ -107,11 +132,12 @@ def profile(
         config, overrides or (), workers=workers, steps=steps, say=lambda text: typer.echo(text, err=True)
     )
     if as_json:
-        import json
-
         typer.echo(json.dumps(command.summary(found), indent=1))
     else:
         command.show(found, Console())
+
+
+app.command(cls=ConfigCommand)(plan)
 
 
 @app.command()
@@ -198,12 +224,14 @@ def report(
 
 @app.command()
 def sync(
-    run: Annotated[Path, typer.Argument(help="Run folder, as runs/train.")], tracking_uri: TrackingUri = None
+    run: Annotated[Path, typer.Argument(help="Run folder, as runs/train, or the folder of all: runs.")],
+    tracking_uri: TrackingUri = None,
 ) -> None:
-    """Send the records of a run that the tracking server has not got yet."""
-    from service import tracking
+    """Send what the tracking server has not got yet, register what waits, and mark runs that were killed as FAILED."""
+    from service import recovery
 
-    typer.echo(f"{tracking.sync(run, tracking_uri)} records sent")
+    if not recovery.run(run, tracking_uri, typer.echo):
+        raise typer.Exit(6)
 
 
 @data_app.command("demo")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from pipelines import datasets, pretext
 from service import config_file
@@ -17,6 +17,7 @@ from service.config_fields import Length, Section, Share, Span
 from service.data_config import DataConfig, view
 from service.duration import Duration
 from service.errors import ConfigError, LorotError
+from service.naming import is_model_name
 
 
 def _mapping(value: Any) -> Any:
@@ -95,7 +96,9 @@ class CheckpointConfig(Section):
     """What survives a crash."""
 
     every: Span | None = Field(Duration.parse("1 epochs"), description="save after this much training")
-    every_minutes: float | None = Field(None, gt=0, description="and whenever this long has passed since the last save")
+    every_minutes: float | None = Field(
+        1.0, gt=0, description="and whenever this long has passed since the last save; less often where saving is slow"
+    )
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the best is kept besides")
 
 
@@ -114,6 +117,14 @@ class RegistryConfig(Section):
     name: str | None = Field(None, description="registered model name; default lorot-<data set>; no model with ''")
     metric: str = Field("val/top1", description="`best` moves when this metric improves")
     mode: Literal["max", "min"] = Field("max", description="what better means")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_legal(cls, name: str | None) -> str | None:
+        # Or else it would be refused when the training is over.
+        if name and not is_model_name(name):
+            raise ValueError(f"{name!r}: a model's name has letters, digits, '-', '_', '.' and spaces only")
+        return name
 
 
 class JobConfig(Section):
@@ -141,6 +152,21 @@ class JobConfig(Section):
     compile: bool = Field(False, description="torch.compile the network")
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all workers (GPU only)")
     deterministic: bool = Field(False, description="deterministic kernels: bit-exact repetition, slower on a GPU")
+    on_nonfinite: Literal["stop", "skip", "rewind"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite: end the run; leave that step's update out, which waits for "
+        "the GPU at every step; or go back to the last checkpoint and leave it out then",
+    )
+    nonfinite_limit: int = Field(10, ge=1, description="skip, rewind: steps left out at most; one more ends the run")
+    grace_s: float = Field(
+        25.0, ge=3, description="seconds from SIGTERM or SIGUSR1 to the end of the job, its checkpoint included"
+    )
+    timeout_s: float = Field(
+        600.0, ge=1, description="seconds that workers wait for a lost or frozen one, or a batch, until the job ends"
+    )
+    log_samples: bool = Field(
+        False, description="keep which samples each worker was given, step by step, in samples-rank*.jsonl"
+    )
     data: DataConfig = DataConfig()
     pretext: PretextConfig = PretextConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -159,6 +185,16 @@ class JobConfig(Section):
     def folder(self) -> Path:
         """The run's folder."""
         return self.output / self.name
+
+    @property
+    def shutdown_s(self) -> int:
+        """Seconds that torchrun gives the workers after a signal; then it kills them, still within `grace_s`."""
+        return int(self.grace_s - max(1.0, 0.08 * self.grace_s))
+
+    @property
+    def worker_grace_s(self) -> float:
+        """Seconds that a worker takes at most after a signal; then it says so and ends, before torchrun kills it."""
+        return self.shutdown_s - max(1.0, 0.08 * self.grace_s)
 
     @property
     def model_name(self) -> str:

@@ -1,5 +1,7 @@
 """The service's errors and the exit codes of the `lorot` command."""
 
+import signal
+
 from pipelines.errors import DataError, LorotError
 
 EXIT_CODES = {
@@ -11,9 +13,17 @@ EXIT_CODES = {
     5: "no usable checkpoint or model",
     6: "tracking server does not answer",
     7: "disk full or not writable",
+    8: "a worker was lost or stopped answering",
+    75: "stopped early by SIGTERM or SIGUSR1; requeue it, --resume goes on",
     130: "stopped by Ctrl-C",
-    143: "stopped by SIGTERM",
 }
+# sysexits.h's EX_TEMPFAIL: not failed, but to be started again.
+REQUEUE = 75
+
+
+def stop_code(number: int) -> int:
+    """The exit code of a job that signal `number` has stopped."""
+    return 130 if number == signal.SIGINT else REQUEUE
 
 
 class ConfigError(LorotError):
@@ -44,6 +54,12 @@ class StorageError(LorotError):
     exit_code = 7
 
 
+class LostPeerError(LorotError):
+    """Another worker of the job died, froze or cannot be reached."""
+
+    exit_code = 8
+
+
 class JobError(LorotError):
     """A job ended badly; `exit_code` is what its worker reported, or 1."""
 
@@ -54,12 +70,15 @@ class JobError(LorotError):
 
 __all__ = [
     "EXIT_CODES",
+    "REQUEUE",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "JobError",
     "LorotError",
+    "LostPeerError",
     "NonFiniteLossError",
     "StorageError",
     "TrackingError",
+    "stop_code",
 ]

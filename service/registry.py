@@ -5,7 +5,6 @@ MLflow reserves the alias `latest`: it is the newest version by itself. `best` i
 
 import logging
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from typing import Any, Literal
 from service import bundle, store, tracking
 from service.bundle import Card, write_bundle
 from service.config import TrackingConfig
-from service.errors import ConfigError
-from service.resolution import ARTIFACT, Resolved, cache_folder, load, resolve
+from service.registration import METRIC, better, check_name, enter, number
+from service.resolution import Resolved, cache_folder, load, resolve
 
 _log = logging.getLogger(__name__)
 
-_METRIC = "metric."
 _DOWNSTREAM = "downstream."
 _ATTEMPTS = 4
 
@@ -51,15 +49,6 @@ class Row:
     downstream: dict[str, float]
 
 
-def better(value: float | None, held: float | None, mode: str) -> bool:
-    """Whether `value` beats the one held so far; NaN and None never do, and anything finite beats nothing held."""
-    if value is None or not math.isfinite(value):
-        return False
-    if held is None or math.isnan(held):
-        return True
-    return value > held if mode == "max" else value < held
-
-
 def register(
     folder: Path,
     *,
@@ -80,14 +69,13 @@ def register(
         ConfigError: MLflow does not accept the name.
         TrackingError: the server is away for more than some seconds, or refuses. The bundle stays where it is.
     """
-    card = bundle.read_card(folder)
+    bundle.read_card(folder)
     uri = tracking_uri or store.default_uri()
-    if not name.strip(" .") or re.search(r"[^\w .-]", name):
-        raise ConfigError(f"registry.name: {name!r}: a model's name has letters, digits, '-', '_', '.' and spaces only")
+    check_name(name)
     for attempt in range(_ATTEMPTS):
         try:
             with store.explained(uri):
-                return _register(store.client(uri), folder, card, name, run_id, metric, mode)
+                return enter(store.client(uri), folder, name, run_id, metric, mode)
         except store.UnreachableError:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -173,53 +161,6 @@ def log_downstream(
     return run.run_id, notice
 
 
-def _register(api: Any, folder: Path, card: Card, name: str, run_id: str, metric: str, mode: str) -> int:
-    with store.passing_over("RESOURCE_ALREADY_EXISTS"):
-        api.create_registered_model(name)
-    version = next(
-        (
-            int(known.version)
-            for known in store.versions(api, name)
-            if known.run_id == run_id and known.tags.get("weights_sha256") == card.weights_sha256
-        ),
-        None,
-    )
-    if version is None:
-        api.log_artifacts(run_id, str(folder), ARTIFACT)
-        source = f"runs:/{run_id}/{ARTIFACT}"
-        # A version is there at once on every store but a hosted one; do not wait for it by the default 300 s.
-        made = api.create_model_version(name, source, run_id, tags=_version_tags(card), await_creation_for=20)
-        version = int(made.version)
-    value = card.metrics.get(metric)
-    if value is None:
-        _log.warning("%s: no finite metric %r, so `best` stays; there are: %s", name, metric, ", ".join(card.metrics))
-        return version
-    holder = api.get_registered_model(name).aliases.get("best")
-    held = None
-    if holder is not None:
-        text = api.get_model_version(name, str(holder)).tags.get(tracking.legal_key(_METRIC + metric))
-        held = _number(text)
-        if held is None:
-            _log.warning("%s: version %s, which is `best`, has no metric %r to compare with", name, holder, metric)
-            return version
-    if better(value, held, mode):
-        api.set_registered_model_alias(name, "best", str(version))
-    return version
-
-
-def _version_tags(card: Card) -> dict[str, str]:
-    tags = {
-        "data": card.data,
-        "data_digest": card.data_digest,
-        "pretext": card.pretext,
-        "objective": card.objective,
-        "run_name": card.run_name,
-        "chosen_by": card.chosen_by,
-        "weights_sha256": card.weights_sha256,
-    }
-    return tags | {tracking.legal_key(_METRIC + key): repr(value) for key, value in card.metrics.items()}
-
-
 def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
     held = [alias for alias, holder in aliases.items() if int(holder) == int(version.version)]
     tags = version.tags
@@ -227,7 +168,7 @@ def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
         name=version.name,
         version=int(version.version),
         aliases=tuple(sorted(held + (["latest"] if newest else []))),
-        metrics=_numbers(tags, _METRIC),
+        metrics=_numbers(tags, METRIC),
         data=tags.get("data", ""),
         data_digest=tags.get("data_digest", ""),
         pretext=tags.get("pretext", ""),
@@ -240,15 +181,8 @@ def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
 
 
 def _numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
-    values = {key.removeprefix(prefix): _number(text) for key, text in tags.items() if key.startswith(prefix)}
+    values = {key.removeprefix(prefix): number(text) for key, text in tags.items() if key.startswith(prefix)}
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
 
 
 __all__ = [

@@ -167,8 +167,23 @@ def cost(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> 
             waited,
             lambda value: f"{value:.2%}",
         ),
+        (
+            "Updates left out as not finite",
+            summary.get("skipped_steps") or None,
+            lambda value: f"{len(value)}: step{'s' if len(value) > 1 else ''} {', '.join(map(str, value))}",
+        ),
     )
-    return [(name, show(value)) for name, value, show in measured if value is not None]
+    shown = [(name, show(value)) for name, value, show in measured if value is not None]
+    left_out = _left_out(summary)
+    return [*shown, ("Images left out as unreadable", left_out)] if left_out else shown
+
+
+def _left_out(summary: Mapping[str, Any]) -> str | None:
+    """How many of each split, or None if there were none."""
+    counts = summary.get("skipped_images")
+    if not isinstance(counts, Mapping) or not any(counts.values()):
+        return None
+    return f"{counts.get('train', 0):,} of training, {counts.get('eval', 0):,} of evaluation (left_out.json names them)"
 
 
 def duration(seconds: float) -> str:

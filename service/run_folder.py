@@ -116,8 +116,12 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{self.metrics}: cannot be written ({error.strerror}); free some space") from None
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics after `step`, which a resumed run measures again, and those of a line cut short."""
+    def forget_after(self, step: int, unevaluated: bool = False) -> None:
+        """Drop the metrics after `step`, which a resumed run measures again, and those of a line cut short.
+
+        Args:
+            unevaluated: `step` itself is still to be evaluated; drop what was recorded of that as well.
+        """
         if not self.metrics.exists():
             return
         kept = []
@@ -126,7 +130,8 @@ class RunFolder:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= step:
+            again = unevaluated and record["step"] == step and any(name.startswith("val/") for name in record)
+            if record["step"] <= step and not again:
                 kept.append(line + "\n")
         beside = self.metrics.with_name(".metrics.jsonl.writing")
         beside.write_text("".join(kept))

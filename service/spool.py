@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from service.errors import StorageError, TrackingError
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
+# Of lines that a full disk does not take. Some days of a job's records; beyond them memory is worth more.
+_WAITING_BYTES = 64 << 20
+# The longest pause that a receiver may ask for.
+_LONGEST_REQUEST_S = 300.0
 
 Record = dict[str, Any]
 
@@ -26,37 +30,39 @@ class RefusedError(Exception):
     """The receiver will never take this record: sending it again is pointless."""
 
 
+class BusyError(Exception):
+    """The receiver wants to be left alone for `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Spool:
     """The file. One process holds it at a time (a lock that ends with the process); its threads may share it.
 
     The first line is the header. `path` with suffix `.sent` holds the number of bytes that have been delivered.
-    On a full disk `append` keeps its lines in memory until they can be written; it never raises nor loses the order.
+    On a full disk `append` keeps its lines in memory until they can be written, 64 MiB of them at most; it never raises
+    nor loses the order.
 
     Raises:
-        TrackingError: another process holds the file.
+        TrackingError: another process holds the file, and did not give it up within `patience_s`.
         StorageError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, header: Record | None = None) -> None:
+    def __init__(self, path: Path, header: Record | None = None, patience_s: float = 0.0) -> None:
         """Open the file; with a `header`, begin it if it does not exist or is empty."""
         self.path = path
         self._sent_path = path.with_suffix(".sent")
         self._lock = threading.Lock()
         self._unwritten = bytearray()
         self._complained = False
+        self._dropped = 0
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0), 0o644)
         except OSError as error:
             raise StorageError(f"{path}: cannot write the records of this run ({error.strerror})") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise TrackingError(
-                f"{path} is held by another job that is still running; wait for it, or give this one another name"
-            ) from None
-        except OSError:
-            _log.info("%s: this file system has no locks", path)
+        self._hold(patience_s)
         self._mend_tail()
         if header is not None and os.fstat(self._file).st_size == 0:
             self._begin(header)
@@ -66,6 +72,11 @@ class Spool:
         """Add one record. Returns after the write call: no network and no fsync (a power cut costs some seconds)."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with self._lock:
+            if len(self._unwritten) + len(line) > _WAITING_BYTES:
+                if not self._dropped:
+                    _log.error("%s: too many records wait in memory; from here on they are lost", self.path)
+                self._dropped += 1
+                return
             self._unwritten += line
             self._flush()
 
@@ -91,10 +102,18 @@ class Spool:
         """The first line; empty if it is damaged."""
         return _parse(os.pread(self._file, _CHUNK_BYTES, 0).split(b"\n", 1)[0]) or {}
 
-    def records(self) -> list[Record]:
-        """Every record of the file, delivered or not, without the header."""
-        lines = self.path.read_bytes().split(b"\n")[1:-1]
-        return [record for line in lines if (record := _parse(line)) is not None]
+    def records(self) -> Iterator[Record]:
+        """Every record of the file, delivered or not, without the header; one is in memory at a time."""
+        with self.path.open("rb") as file:
+            file.readline()
+            for line in file:
+                if line.endswith(b"\n") and (record := _parse(line[:-1])) is not None:
+                    yield record
+
+    @property
+    def sent(self) -> int:
+        """Up to which byte all has been delivered."""
+        return self._sent
 
     def acknowledge(self, offset: int) -> None:
         """All before `offset` has been delivered. Kept in a file of its own, replaced whole."""
@@ -109,8 +128,13 @@ class Spool:
     def waiting(self) -> int:
         """Number of records that have not been delivered."""
         with self._lock:
-            written = os.pread(self._file, os.fstat(self._file).st_size - self._sent, self._sent)
-            return (written + self._unwritten).count(b"\n")
+            self._flush()
+            count, position = self._unwritten.count(b"\n"), self._sent
+        # Not under the lock: a week's records take seconds to read, and the job is not to wait for that.
+        while part := os.pread(self._file, _CHUNK_BYTES, position):
+            count += part.count(b"\n")
+            position += len(part)
+        return count
 
     def empty(self) -> bool:
         """Whether all has been delivered."""
@@ -134,6 +158,25 @@ class Spool:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _hold(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                os.close(self._file)
+                raise TrackingError(
+                    f"{self.path} is held by another job that is still running; wait for it, or give this one another "
+                    "name"
+                ) from None
+            except OSError:
+                _log.info("%s: this file system has no locks", self.path)
+                return
 
     def _begin(self, header: Record) -> None:
         line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
@@ -183,7 +226,8 @@ class Sender:
         deliver: sends some consecutive records at once, or raises: RefusedError for records that nobody will ever
             take, anything else for a receiver that is away.
         take: how many of the given records `deliver` may get together (at least 1).
-        longest_pause_s: bound of the pause after failures, which starts at half a second and doubles.
+        longest_pause_s: bound of the pause after failures, which starts at half a second and doubles. A receiver that
+            asks for a longer one (BusyError) gets it, up to five minutes.
     """
 
     def __init__(
@@ -198,9 +242,9 @@ class Sender:
         self._take = take
         self._longest_pause_s = longest_pause_s
         self._changed = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._hurried = False
-        self._away = False
+        self._away_since: float | None = None
         self.last_error = ""
         self._thread = threading.Thread(target=self._work, name="lorot-sender", daemon=True)
 
@@ -210,43 +254,56 @@ class Sender:
 
     def wake(self) -> None:
         """Something was appended. Never waits."""
-        if not self._away:
+        if self._away_since is None:
             self._changed.set()
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until all is delivered, at most `timeout_s`; True if it is. The thread goes on."""
+    def drain(self, timeout_s: float, away_s: float = 5.0) -> bool:
+        """Wait until all is delivered; True if it is. The thread goes on.
+
+        Args:
+            timeout_s: the longest wait.
+            away_s: the longest wait for a receiver that takes nothing and fails, or has failed all the time before.
+        """
         self._hurried = True
         self._changed.set()
-        deadline = time.monotonic() + timeout_s
-        while not self._spool.empty() and self._thread.is_alive() and time.monotonic() < deadline:
+        began = time.monotonic()
+        while not self._spool.empty() and self._thread.is_alive():
+            now, away_since = time.monotonic(), self._away_since
+            if now - began >= timeout_s or (away_since is not None and now - max(away_since, began) >= away_s):
+                break
             time.sleep(0.02)
         self._hurried = False
         return self._spool.empty()
 
     def stop(self, timeout_s: float = 3.0) -> bool:
         """End the thread; what is under way is abandoned after `timeout_s`. True if the thread has ended."""
-        self._stopping = True
+        self._stopping.set()
         self._changed.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        pause_s = 0.5
-        while not self._stopping:
+        pause_s = shortest_s = min(0.5, self._longest_pause_s)
+        while not self._stopping.is_set():
             self._changed.clear()
+            sent = self._spool.sent
             try:
                 all_sent = deliver_next(self._spool, self._deliver, self._take)
             except Exception as error:
-                if not self._away:
+                if self._away_since is None:
                     _log.warning("records wait in %s: %s", self._spool.path, error)
-                self._away, self.last_error = True, str(error)
+                if self._away_since is None or self._spool.sent != sent:
+                    self._away_since, pause_s = time.monotonic(), shortest_s
+                self.last_error = str(error)
+                if isinstance(error, BusyError):
+                    self._stopping.wait(min(error.retry_after_s, _LONGEST_REQUEST_S))
                 # While the server is away, new records do not wake the thread: the pause is the whole point of it.
                 self._changed.wait(min(pause_s, 1.0) if self._hurried else pause_s)
                 pause_s = min(2 * pause_s, self._longest_pause_s)
                 continue
-            if self._away:
+            if self._away_since is not None:
                 _log.warning("the tracking server is back; the records in %s are being sent", self._spool.path)
-            self._away, pause_s = False, 0.5
+            self._away_since, pause_s = None, shortest_s
             if all_sent:
                 self._changed.wait(5.0)
 

@@ -12,12 +12,15 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from service.errors import TrackingError
 
@@ -33,10 +36,13 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+_T = TypeVar("_T")
 
 
 class UnreachableError(TrackingError):
@@ -83,6 +89,24 @@ def ensure_ready(uri: str | None = None) -> None:
         )
 
 
+def retry_after_s(uri: str) -> float | None:
+    """How long a server that is too busy asks to be left alone, seconds; None if it does not say."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    try:
+        with urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=_PROBE_S):
+            return None
+    except urllib.error.HTTPError as error:
+        said = error.headers.get("Retry-After", "").strip()
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(said))
+        with contextlib.suppress(ValueError, TypeError):
+            return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The file of a `sqlite:///FILE` URI (relative to the working folder; four slashes for an absolute path)."""
     if not uri.startswith("sqlite:///"):
@@ -126,6 +150,27 @@ def explained(uri: str) -> Iterator[None]:
                 f"{shown(uri)} is of another version of MLflow; back it up, then run `mlflow db upgrade {shown(uri)}`"
             ) from error
         raise TrackingError(f"{shown(uri)} refuses: {text[:600]}") from error
+
+
+def within(timeout_s: float, ask: Callable[[], _T]) -> _T:
+    """What `ask` returns or raises; TimeoutError when that takes longer, and its answer is forgotten."""
+    answers: list[_T] = []
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:
+            failures.append(error)
+
+    asking = threading.Thread(target=work, name="lorot-question", daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return answers[0]
 
 
 def versions(api: Any, name: str) -> list[Any]:

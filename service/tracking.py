@@ -5,34 +5,35 @@ down or restarted costs the job nothing, and every record arrives in the order a
 MLflow's database knows a metric by (run, key, time, step, value), and all other records may be repeated without effect.
 """
 
-import contextlib
-import getpass
-import json
 import logging
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from service import provenance, store
+from service import provenance, recovery, registration, store
 from service.config import TrackingConfig
-from service.delivery import METRICS_PER_REQUEST, Delivery, take
-from service.errors import TrackingError
-from service.spool import Record, Sender, Spool, deliver_next
+from service.delivery import METRICS_PER_REQUEST, RESUMED, Delivery, take
+from service.errors import LorotError, TrackingError
+from service.holder import Holder
+from service.naming import TAG_CHARS, flatten, legal_key, legal_text
+from service.run_creation import create_run
+from service.run_folder import RunFolder
+from service.spool import Record, Sender, Spool
 from service.store import client, default_uri, ensure_ready
 
 _log = logging.getLogger(__name__)
 
-# MLflow's limits (mlflow.utils.validation): longer values and larger requests are refused.
-_PARAM_CHARS = 6000
-_TAG_CHARS = 8000
-_KEY_CHARS = 250
 _PARAMS_PER_REQUEST = 100
+# How long a resume asks about its run before it goes on without an answer.
+_QUESTION_S = 5.0
+# `lorot sync` may hold the spool while torchrun starts a lost worker again.
+_PATIENCE_S = 10.0
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -44,15 +45,20 @@ class Run:
         run_id: MLflow's id of the run.
         experiment: name of its experiment.
         uri: where it is recorded.
+        resumed: how often it was gone on with.
+        holder: who answers for the processes that work on it.
     """
 
-    def __init__(self, run_id: str, experiment: str, uri: str, folder: Path) -> None:
+    def __init__(self, run_id: str, experiment: str, uri: str, folder: Path, resumed: int | None = None) -> None:
+        """Record in `folder`; `resumed` is how often others know it to have been gone on with, None for a new run."""
         self.run_id = run_id
         self.experiment = experiment
         self.uri = uri
+        self.holder = Holder.here()
         self._folder = folder
         self._spool = _open_spool(folder, run_id, uri)
-        self._last_steps = _last_steps(self._spool.records())
+        self._last_steps, told = _history(self._spool.records())
+        self.resumed = 0 if resumed is None else 1 + max(resumed, told)
         self._lock = threading.Lock()
         self._system: _SystemMetrics | None = None
         self._sender = Sender(self._spool, Delivery(uri, run_id, folder), take)
@@ -85,18 +91,43 @@ class Run:
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as the artifact `name`."""
-        self._append("text", text=text, name=name)
+        self._append("text", text=legal_text(text), name=name)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run; the last value of a key stays."""
-        items = [(legal_key(key), str(value)[:_TAG_CHARS]) for key, value in tags.items()]
+        items = [(legal_key(key), legal_text(value)[:TAG_CHARS]) for key, value in tags.items()]
         for start in range(0, len(items), _PARAMS_PER_REQUEST):
             self._append("tags", values=dict(items[start : start + _PARAMS_PER_REQUEST]))
 
     def tag_model_version(self, name: str, version: int, tags: Mapping[str, Any]) -> None:
         """Set tags of a registered model's version: what a downstream job found out about it."""
-        values = {legal_key(key): str(value) for key, value in tags.items()}
+        values = {legal_key(key): legal_text(value) for key, value in tags.items()}
         self._append("model_tags", name=name, version=version, values=values)
+
+    def register_model(self, folder: Path, name: str, metric: str, mode: str) -> None:
+        """Make the bundle in `folder` the newest version of the registered model `name`, when the server takes it.
+
+        Its version is then written into the job's summary.json. Leave the bundle where it is until the job ends.
+
+        Raises:
+            ConfigError: MLflow does not accept the name.
+        """
+        registration.check_name(name)
+        self._append("register", folder=os.path.relpath(folder, self._folder), name=name, metric=metric, mode=mode)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until the server has every record so far, not for long if it does not answer; whether it has them."""
+        return self._sender.drain(timeout_s)
+
+    def about(self) -> dict[str, Any]:
+        """For run.json: with it the run can be gone on with, and can be seen to be dead."""
+        return {
+            "run_id": self.run_id,
+            "experiment": self.experiment,
+            "tracking_uri": self.uri,
+            "resumed": self.resumed,
+            "holder": self.holder.content(),
+        }
 
     def watch_system(self) -> None:
         """Record CPU, memory, disk, network and GPU load every ten seconds until the run is finished."""
@@ -107,8 +138,12 @@ class Run:
         """Number of records that the server has not got yet."""
         return self._spool.waiting()
 
-    def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> str:
-        """End the run with FINISHED, FAILED or KILLED and wait for the records to arrive, at most `timeout_s`.
+    def finish(self, status: str = "FINISHED", timeout_s: float | None = None) -> str:
+        """End the run with FINISHED, FAILED or KILLED and wait for the records to arrive.
+
+        Args:
+            timeout_s: the longest wait; by default 30 s, but 5 s for KILLED, since whoever stops a job gives it little
+                time. A server that takes nothing at all is not waited for longer than 5 s.
 
         Returns:
             Empty if the server has everything; otherwise a sentence for the user: how many records wait, and where.
@@ -120,17 +155,21 @@ class Run:
         self._finished = True
         if self._system is not None:
             self._system.stop()
-        self._append("status", status=status)
+        self._append_status(status)
         notice = ""
-        if not self._sender.drain(timeout_s):
+        if not self._sender.drain((5.0 if status == "KILLED" else 30.0) if timeout_s is None else timeout_s):
             notice = (
                 f"{self._spool.waiting()} records of this run wait in {self._spool.path}: {store.shown(self.uri)} did "
-                f"not take them ({self._sender.last_error or 'too slow'}); they are sent when the run is resumed"
+                f"not take them ({self._sender.last_error or 'too slow'}); they are sent when the run is resumed, "
+                f"or by `lorot sync {self._folder}`"
             )
             _log.warning(notice)
         if self._sender.stop():
             self._spool.close()
         return notice
+
+    def _append_status(self, status: str) -> None:
+        self._append("status", status=status, resumed=self.resumed, holder=self.holder.content())
 
     def _append(self, op: str, **values: Any) -> None:
         self._spool.append({"op": op, "time_ms": int(time.time() * 1000), **values})
@@ -157,64 +196,25 @@ def open_run(
     uri = config.uri or default_uri()
     folder.mkdir(parents=True, exist_ok=True)
     if run_id is None:
-        run_id = _create_run(uri, config.experiment, name)
-        run = Run(run_id, config.experiment, uri, folder)
+        run_id = create_run(uri, config.experiment, name)
+        try:
+            run = Run(run_id, config.experiment, uri, folder)
+        except LorotError:
+            with store.explained(uri):
+                client(uri).set_terminated(run_id, "FAILED")
+            raise
     else:
-        _check_known(uri, run_id)
-        run = Run(run_id, config.experiment, uri, folder)
-        run._append("status", status="RUNNING")
+        earlier = RunFolder(folder).read("run.json")
+        told = int(earlier.get("resumed", 0)) if earlier.get("run_id") == run_id else 0
+        run = Run(run_id, config.experiment, uri, folder, resumed=max(told, _times_resumed(uri, run_id)))
+    run._append_status("RUNNING")
+    recovery.send_aside(folder)
     run.set_tags(provenance.code_version())
     run.set_tags({f"version.{package}": version for package, version in provenance.package_versions().items()})
     run.set_tags(tags)
     if config.system_metrics:
         run.watch_system()
     return run
-
-
-def sync(folder: Path, uri: str | None = None) -> int:
-    """Send what waits in a run's folder, of every run that was recorded there; returns the number of records sent.
-
-    Raises:
-        TrackingError: nothing was ever recorded there, the job is still running, or the server does not take them.
-    """
-    paths = sorted(folder.glob("spool*.jsonl"))
-    if not paths:
-        raise TrackingError(f"{folder}: no spool.jsonl; name the folder of a run, as in runs/train")
-    sent = 0
-    for path in paths:
-        spool = Spool(path)
-        try:
-            header = spool.header()
-            to = uri or str(header.get("uri", default_uri()))
-            before = spool.waiting()
-            if before:
-                ensure_ready(to)
-                with store.explained(to):
-                    while not deliver_next(spool, Delivery(to, str(header.get("run_id")), folder), take):
-                        pass
-            sent += before
-        finally:
-            spool.close()
-    return sent
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: dotted keys, texts as they are, the rest as JSON, cut to the limit."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-            continue
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        flat[legal_key(f"{prefix}{key}")] = text if len(text) <= _PARAM_CHARS else text[: _PARAM_CHARS - 1] + "…"
-    return flat
-
-
-def legal_key(key: str) -> str:
-    """`key` with what MLflow does not allow in names replaced: `@` by `:`, anything else by `_`."""
-    key = re.sub(r"[^/\w.\- :]", "_", str(key).replace("@", ":"), flags=re.ASCII)
-    # MLflow also refuses what would name another place if it were a path: "..", "a//b", "/a", "a/".
-    return "/".join(part for part in key.split("/") if part.strip("."))[:_KEY_CHARS] or "_"
 
 
 class _SystemMetrics:
@@ -257,21 +257,26 @@ class _SystemMetrics:
         self._step += 1
 
 
-def _last_steps(records: list[Record]) -> dict[str, int]:
+def _history(records: Iterable[Record]) -> tuple[dict[str, int], int]:
+    """The last step of each metric, and how often the run was gone on with."""
     last: dict[str, int] = {}
+    resumed = 0
     for record in records:
         if record.get("op") == "metrics":
             for key in record["values"]:
                 last[key] = max(last.get(key, record["step"]), record["step"])
-    return last
+        elif record.get("op") == "status":
+            resumed = max(resumed, int(record.get("resumed", 0)))
+    return last, resumed
 
 
 def _open_spool(folder: Path, run_id: str, uri: str) -> Spool:
     header = {"run_id": run_id, "uri": store.absolute(uri)}
-    spool = Spool(folder / "spool.jsonl", header)
+    spool = Spool(folder / recovery.SPOOL, header, _PATIENCE_S)
     other = str(spool.header().get("run_id", "unknown"))
     if other == run_id:
         return spool
+    recovery.mark(spool, "FAILED", "its folder was taken by another run", certain=True)
     if spool.empty():
         spool.discard()
     else:
@@ -279,60 +284,31 @@ def _open_spool(folder: Path, run_id: str, uri: str) -> Spool:
         _log.warning("%d unsent records of run %s are set aside in %s", spool.waiting(), other, aside)
         spool.move(aside)
     spool.close()
-    return Spool(folder / "spool.jsonl", header)
+    return Spool(folder / recovery.SPOOL, header)
 
 
-def _create_run(uri: str, experiment: str, name: str) -> str:
-    ensure_ready(uri)
-    tags = {"mlflow.source.name": "lorot", "mlflow.source.type": "LOCAL"}
-    with contextlib.suppress(Exception):  # a container's user may have no name
-        tags["mlflow.user"] = getpass.getuser()
-    if commit := provenance.code_version().get("git.commit"):
-        tags["mlflow.source.git.commit"] = commit
-    with store.explained(uri):
-        return str(client(uri).create_run(_experiment_id(uri, experiment), run_name=name, tags=tags).info.run_id)
+def _times_resumed(uri: str, run_id: str) -> int:
+    """How often the server knows the run to have been gone on with; 0 if it does not answer within seconds."""
 
-
-def _experiment_id(uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    api = client(uri)
-    found = api.get_experiment_by_name(name)
-    if found is None:
-        path = store.sqlite_path(uri)
-        # Beside a local database; a server knows its own place.
-        place = None if path is None else (path.resolve().parent / "artifacts").as_uri()
-        try:
-            return str(api.create_experiment(name, artifact_location=place))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = api.get_experiment_by_name(name)  # another job was a moment faster
-    if found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"tracking.experiment: {name!r} was deleted in {store.shown(uri)}; choose another name, or restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}`"
-        )
-    return str(found.experiment_id)
-
-
-def _check_known(uri: str, run_id: str) -> None:
-    try:
+    def ask() -> int:
         ensure_ready(uri)
-    except store.UnreachableError as error:
-        _log.warning("%s; this run goes on, its records wait on disk", error)
-        return
-    from mlflow.exceptions import MlflowException
+        tags = client(uri).get_run(run_id).data.tags
+        return int(registration.number(tags.get(RESUMED)) or 0)
 
     try:
-        client(uri).get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        return store.within(_QUESTION_S, ask)
+    except TrackingError as error:
+        if not isinstance(error, store.UnreachableError):
+            raise
+        _log.warning("%s; this run goes on, its records wait on disk", error)
+    except Exception as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise TrackingError(
                 f"{store.shown(uri)} knows no run {run_id}; resume with the tracking URI the run was started with, "
                 "or delete its run.json to record a new one"
             ) from None
         _log.warning("%s: %s; this run goes on, its records wait on disk", store.shown(uri), error)
+    return 0
 
 
-__all__ = ["Run", "client", "default_uri", "ensure_ready", "flatten", "legal_key", "open_run", "sync"]
+__all__ = ["Run", "client", "default_uri", "ensure_ready", "flatten", "legal_key", "open_run"]

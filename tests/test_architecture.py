@@ -15,14 +15,21 @@ FILES = sorted(path for package in ("service", "pipelines") for path in (ROOT / 
 
 # From the bottom up: a part imports pipelines, lower rows, and its own row where `AMONG_THEMSELVES` says so.
 TIERS = (
-    ("errors", "data_wait", "duration", "machine", "provenance", "figures", "pictures", "run_folder"),
+    (
+        *("errors", "data_wait", "duration", "machine", "provenance", "figures", "ownership", "pictures", "run_folder"),
+        *("naming", "holder"),
+    ),
     ("config_file", "config_fields", "data_config", "config"),
-    ("models", "store", "spool", "splits", "delivery", "bundle", "tracking", "resolution", "registry", "report"),
+    (
+        *("models", "store", "spool", "splits", "delivery", "bundle", "tracking", "resolution", "registry", "report"),
+        *("registration", "recovery", "run_creation"),
+    ),
     ("training", "downstream", "jobs"),
     ("check", "data", "doctor", "help", "inventory", "profile", "quickstart"),
+    ("planning",),
     ("cli",),
 )
-AMONG_THEMSELVES = (True, True, True, False, False, False)
+AMONG_THEMSELVES = (True, True, True, False, False, False, False)
 
 # The only files and folders that may import these, at any depth of the code.
 ONLY_IN = {
@@ -31,7 +38,7 @@ ONLY_IN = {
     "llvmlite": {"pipelines/kernels/"},
     "fsspec": {"pipelines/remote.py"},
     "deepspeed": {"service/training/engine.py"},
-    "mlflow": {"service/store.py", "service/tracking.py", "service/delivery.py", "service/registry.py"},
+    "mlflow": {"service/store.py", "service/tracking.py", "service/delivery.py", "service/run_creation.py"},
 }
 
 # What starts jobs, answers questions about them, or plans data: quick to start, and able to run where no torch is.
@@ -40,11 +47,15 @@ TORCH_FREE = (
     "service.config",
     "service.help",
     "service.jobs.local",
+    "service.jobs.rendezvous",
     "service.machine",
     "service.splits",
     "service.doctor",
     "service.check",
     "service.profile.command",
+    "service.planning.assembly",
+    "service.planning.calibration",
+    "service.planning.command",
     "pipelines.order",
     "pipelines.plan",
     "pipelines.randomness",
@@ -168,7 +179,7 @@ def test_launching_a_job_imports_no_torch_up_to_the_moment_torchrun_starts(tmp_p
     program = """
 from service.jobs import local
 started = []
-local._supervise = lambda line, env, log, lock: (started.append(line), (0, 0))[1]
+local._supervise = lambda line, *_: (started.append(line), (0, 0))[1]
 local.run("tiny.yaml")
 print("torch" in sys.modules, "torch.distributed.run" in started[0])
 """

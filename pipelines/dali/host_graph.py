@@ -12,6 +12,7 @@ from nvidia.dali.plugin.numba import NumbaFunction
 
 from pipelines.dali.graph import Graph, decode, numbers
 from pipelines.kernels import render
+from pipelines.kernels.excerpt import excerpts
 from pipelines.plan import Plan, View
 
 _KINDS = {
@@ -65,15 +66,16 @@ def outline(graph: Graph) -> Any:
     return operator(*inputs)
 
 
-def prepare(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
-    """All of the graph's inputs for one batch but the samples."""
+def prepare(graph: Graph, plan: Plan, samples: list[np.ndarray]) -> dict[str, Any]:
+    """The graph's inputs for one batch."""
     count = len(plan.ids)
-    inputs: dict[str, np.ndarray] = {"canvas": np.zeros((count, plan.size), np.uint8)}
+    inputs: dict[str, Any] = {"samples": samples, "canvas": np.zeros((count, plan.size), np.uint8)}
     table = np.empty((count, len(render.LAYOUT) + len(graph.slots)), np.int32)
     table[:, 0] = plan.flips if graph.flips else 0
     table[:, 1:5] = plan.windows
     if graph.encoded and graph.window == "inside":
-        inputs["anchors"], inputs["shapes"] = plan.windows[:, :2].astype(np.int32), plan.windows[:, 2:].astype(np.int32)
+        inputs["samples"], windows = excerpts(samples, plan.windows)
+        inputs["anchors"], inputs["shapes"] = windows[:, :2].copy(), windows[:, 2:].copy()
         # Only the window is decoded, so that it begins at its own corner.
         table[:, 1:3] = 0
     table[:, 5:8] = plan.boxes

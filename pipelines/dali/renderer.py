@@ -95,7 +95,7 @@ class Renderer:
         if self._on_host:
             from pipelines.dali import host_graph
 
-            return {"samples": given, **host_graph.prepare(self.graph, plan)}
+            return host_graph.prepare(self.graph, plan, given)
         return {"samples": given, **device_graph.prepare(self.graph, plan)}
 
     def submit(self, inputs: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from numba import carray, cfunc, njit, types
 from pipelines.kernels import OPTIONS
 from pipelines.kernels.resize import resize
 from pipelines.kernels.turn import turn
-from pipelines.kernels.vectors import pointer
+from pipelines.kernels.vectors import pointer, settle, stream_scaled
 
 # Where things stand in `numbers`.
 LAYOUT = ("flip", "top", "left", "height", "width", "box_y", "box_x", "box_side", "turns", "kind")
@@ -27,6 +27,10 @@ LAYOUT = ("flip", "top", "left", "height", "width", "box_y", "box_x", "box_side"
 FLOAT, BYTE, HALF = 0, 1, 2
 # Floats in `table` before the halves.
 AHEAD = 9
+
+# From so many values an image on, a batch is more than the caches hold, and what is written goes past them: a processor
+# reads what it writes to otherwise, from memory, only to overwrite it.
+STREAMED = 65_536
 
 ADDRESSES = np.empty(0, np.uint64)
 BYTES = np.empty(0, np.uint8)
@@ -89,7 +93,13 @@ def write(pixels: np.ndarray, count: int, kind: int, table: int, address: int) -
         for index in range(tile):
             factors[index], offsets[index] = numbers[index % 3], numbers[3 + index % 3]
         whole = count // tile
-        for block in range(whole):
+        streams = count >= STREAMED and address % 16 == 0
+        if streams:
+            for start in range(0, whole * tile, tile):
+                for part in range(0, tile, 16):
+                    stream_scaled(pixels, start + part, factors, offsets, part, floats, start + part)
+            settle()
+        for block in range(0 if streams else whole):
             values, results = pixels[block * tile : (block + 1) * tile], floats[block * tile : (block + 1) * tile]
             for index in range(tile):
                 results[index] = np.float32(values[index]) * factors[index] + offsets[index]

@@ -12,10 +12,10 @@ import numpy as np
 from numba import njit
 
 from pipelines.kernels import OPTIONS
-from pipelines.kernels.vectors import weighted_pixel
+from pipelines.kernels.vectors import copy_bytes, weighted_pixels
 
-_pixel_of_1, _pixel_of_2, _pixel_of_3, _pixel_of_4 = (weighted_pixel(taps) for taps in (1, 2, 3, 4))
-_pixel_of_5, _pixel_of_6, _pixel_of_7, _pixel_of_8 = (weighted_pixel(taps) for taps in (5, 6, 7, 8))
+_pixels_of_1, _pixels_of_2, _pixels_of_3, _pixels_of_4 = (weighted_pixels(taps) for taps in (1, 2, 3, 4))
+_pixels_of_5, _pixels_of_6, _pixels_of_7, _pixels_of_8 = (weighted_pixels(taps) for taps in (5, 6, 7, 8))
 
 
 @njit(**OPTIONS)
@@ -68,15 +68,45 @@ def resize(
         size: side of the output, pixels.
         pixels: (size * size * 3 + 1,) uint8, filled; the last byte is room for a vector's end and means nothing.
     """
-    row_taps, row_firsts, row_weights = weigh(height, size, False)
-    column_taps, column_firsts, column_weights = weigh(width, size, mirrored)
-    column_firsts *= 3
-    length = 3 * width
+    scale(source, height, width, stride, 3, size, size, mirrored, pixels)
+
+
+@njit(**OPTIONS)
+def scale(
+    source: np.ndarray,
+    height: int,
+    width: int,
+    stride: int,
+    channels: int,
+    tall: int,
+    wide: int,
+    mirrored: bool,
+    pixels: np.ndarray,
+) -> None:
+    """`resize` to any size, of pixels of three or four `channels`; a fourth one's output means nothing.
+
+    Args:
+        pixels: (tall * wide * channels,) uint8, filled; with three channels one longer, for a vector's end.
+    """
+    row_taps, row_firsts, row_weights = weigh(height, tall, False)
+    column_taps, column_firsts, column_weights = weigh(width, wide, mirrored)
+    column_firsts *= channels
+    length = channels * width
     # Vectors reach one lane beyond the last pixel.
-    row = np.zeros(length + 1, np.float32)
-    for index in range(size):
-        combine_rows(source, row_firsts[index] * stride, stride, length, row_weights, index * row_taps, row_taps, row)
-        combine_columns(row, column_firsts, column_weights, column_taps, size, pixels, 3 * size * index)
+    row, other_row = np.zeros(length + 1, np.float32), np.zeros(length + 1, np.float32)
+    line = np.empty(channels * wide + 1, np.uint8)
+    # Two rows of output at a time; of an odd number the last one is made twice.
+    for index in range(0, tall, 2):
+        other = min(index + 1, tall - 1)
+        start, other_start = row_firsts[index] * stride, row_firsts[other] * stride
+        combine_rows(source, start, stride, length, row_weights, index * row_taps, row_taps, row)
+        combine_rows(source, other_start, stride, length, row_weights, other * row_taps, row_taps, other_row)
+        place = channels * wide * index
+        combine_columns(
+            row, other_row, channels, column_firsts, column_weights, column_taps, wide, pixels[place:], line
+        )
+        # Not written in place, for the end of the row above would be written over its beginning.
+        copy_bytes(line, 0, pixels, channels * wide * other, channels * wide)
 
 
 @njit(**OPTIONS)
@@ -126,38 +156,57 @@ def combine_rows(
 
 @njit(**OPTIONS)
 def combine_columns(
-    row: np.ndarray, firsts: np.ndarray, weights: np.ndarray, taps: int, size: int, pixels: np.ndarray, start: int
+    row: np.ndarray,
+    other_row: np.ndarray,
+    channels: int,
+    firsts: np.ndarray,
+    weights: np.ndarray,
+    taps: int,
+    size: int,
+    pixels: np.ndarray,
+    line: np.ndarray,
 ) -> None:
-    """One row of output pixels from one row of floats; `firsts` count values, not pixels."""
+    """Two rows of `size` output pixels, `pixels` and `line`, from two of floats; `firsts` count values, not pixels."""
     # One loop for each usual number of taps, which is then a constant in it.
     if taps == 1:
         for index in range(size):
-            _pixel_of_1(row, firsts[index], weights, index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_1(row, other_row, firsts[index], channels, weights, index, pixels, away, line, away)
     elif taps == 2:
         for index in range(size):
-            _pixel_of_2(row, firsts[index], weights, 2 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_2(row, other_row, firsts[index], channels, weights, 2 * index, pixels, away, line, away)
     elif taps == 3:
         for index in range(size):
-            _pixel_of_3(row, firsts[index], weights, 3 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_3(row, other_row, firsts[index], channels, weights, 3 * index, pixels, away, line, away)
     elif taps == 4:
         for index in range(size):
-            _pixel_of_4(row, firsts[index], weights, 4 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_4(row, other_row, firsts[index], channels, weights, 4 * index, pixels, away, line, away)
     elif taps == 5:
         for index in range(size):
-            _pixel_of_5(row, firsts[index], weights, 5 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_5(row, other_row, firsts[index], channels, weights, 5 * index, pixels, away, line, away)
     elif taps == 6:
         for index in range(size):
-            _pixel_of_6(row, firsts[index], weights, 6 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_6(row, other_row, firsts[index], channels, weights, 6 * index, pixels, away, line, away)
     elif taps == 7:
         for index in range(size):
-            _pixel_of_7(row, firsts[index], weights, 7 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_7(row, other_row, firsts[index], channels, weights, 7 * index, pixels, away, line, away)
     elif taps == 8:
         for index in range(size):
-            _pixel_of_8(row, firsts[index], weights, 8 * index, pixels, start + 3 * index)
+            away = channels * index
+            _pixels_of_8(row, other_row, firsts[index], channels, weights, 8 * index, pixels, away, line, away)
     else:
         for index in range(size):
             for channel in range(3):
-                total = np.float32(0)
+                total = other_total = np.float32(0)
                 for tap in range(taps):
-                    total += weights[taps * index + tap] * row[firsts[index] + 3 * tap + channel]
-                pixels[start + 3 * index + channel] = np.uint8(np.rint(total))
+                    weight, place = weights[taps * index + tap], firsts[index] + channels * tap + channel
+                    total += weight * row[place]
+                    other_total += weight * other_row[place]
+                pixels[channels * index + channel] = np.uint8(np.rint(total))
+                line[channels * index + channel] = np.uint8(np.rint(other_total))

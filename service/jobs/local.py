@@ -1,4 +1,4 @@
-"""A training job on this machine: torchrun and its workers as child processes. Imports no torch."""
+"""A training job, or this machine's part of one: torchrun and its workers as child processes. Imports no torch."""
 
 import contextlib
 import fcntl
@@ -6,57 +6,35 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import IO
 
 import psutil
 
-from service import config, machine, splits, tracking
+from service import config, holder, machine, ownership, splits, tracking
 from service.config import JobConfig
-from service.errors import ConfigError, JobError, StorageError
+from service.errors import REQUEUE, ConfigError, JobError, LostPeerError, StorageError, stop_code
+from service.jobs import nodes as machines
+from service.jobs import outcome, torchrun
+from service.jobs.nodes import Nodes
+from service.jobs.restarts import Account
 from service.run_folder import RunFolder
 
-WORKER = "service.training.worker"
-LOG = "torchrun.log"
-_LOCK = "launcher.lock"
+WORKER = torchrun.WORKER
+LAUNCH = "launch.json"
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TAIL_LINES = 15
-# torchrun gives workers this long after a signal, then kills them. It has to outlast the saving of a checkpoint.
-_SHUTDOWN_S = 120
-
-# What torchrun writes of each worker that failed, and of those it killed itself because they did not stop in time.
-_FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\n\s*exitcode\s*: (-?\d+) \(pid: (\d+)\)")
-_TRACEBACK = 'Traceback (most recent call last):\n  File "<frozen runpy>"'
-_FORCED = re.compile(r"Unable to shutdown process (\d+) via")
-
-_LIKELY_CAUSES = {
-    signal.SIGKILL: "most likely memory ran out; a smaller micro_batch, fewer workers or data.prefetch=1 need less",
-    signal.SIGBUS: "most likely /dev/shm is full; start the container with a larger --shm-size",
-    signal.SIGSEGV: "a fault in native code",
-    signal.SIGILL: "a library was built for another processor",
-    signal.SIGABRT: "a check in native code failed",
+# How often a job whose workers are restarted is looked at.
+_LOOK_S = 0.5
+# How torchrun's last traceback tells that this machine's workers cannot be among the job's any more.
+_MEETING = {
+    "RendezvousClosedError": "the job has ended at this rendezvous; another one there needs another --run-id",
+    "RendezvousTimeoutError": "too few machines came to the rendezvous",
+    "RendezvousConnectionError": "the rendezvous cannot be reached any more: it has ended, or the way there is down",
 }
-
-
-@dataclass(frozen=True)
-class Death:
-    """A worker that ended by a signal."""
-
-    rank: int
-    pid: int
-    signal: int
-
-    def __str__(self) -> str:
-        with contextlib.suppress(ValueError):
-            number = signal.Signals(self.signal)
-            cause = _LIKELY_CAUSES.get(number)
-            return f"worker {self.rank} was ended by {number.name} (signal {self.signal})" + (
-                f": {cause}" if cause else ""
-            )
-        return f"worker {self.rank} was ended by signal {self.signal}"
+_TRACEBACK = 'Traceback (most recent call last):\n  File "<frozen runpy>"'
 
 
 def run(
@@ -67,35 +45,51 @@ def run(
     resume: bool = False,
     restart: bool = False,
     port: int | None = None,
+    nnodes: str | None = None,
+    rdzv: str | None = None,
+    run_id: str | None = None,
+    max_restarts: int | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> JobConfig:
     """Train as the configuration says, and return it when the job has ended well.
 
     What can go wrong early goes wrong here, before any worker starts: the configuration, the data, the tracking server,
     the port. The workers share this process's terminal; torchrun's own messages go to `torchrun.log` in the run folder.
-    SIGINT and SIGTERM are passed on and awaited; a second SIGINT kills.
+    SIGINT, SIGTERM and SIGUSR1 are passed on, once, and awaited; a second SIGINT kills.
+
+    With `nnodes` this is one machine's part: each machine of the job runs the same, with the same run folder.
 
     Args:
         path: configuration file.
         overrides: `key.sub=value`.
-        workers: processes; None: `config.workers`, or one per GPU, or one.
-        resume: go on from the newest good checkpoint.
+        workers: processes on this machine; None: `config.workers`, or one per GPU, or one.
+        resume: go on from the newest good checkpoint. Several machines always go on with their own run.
         restart: set an earlier run in the folder aside, as NAME.1, and begin anew.
-        port: for the workers' rendezvous; None: a free one.
+        port: for the workers' rendezvous on one machine; None: a free one.
+        nnodes: "MIN:MAX" machines, or one number; None: this one alone.
+        rdzv: "HOST:PORT" of `lorot rendezvous`, where several machines meet.
+        run_id: the job's name there; None: the run's.
+        max_restarts: failures in a row of this machine's own workers that are restarted, counted anew at each
+            checkpoint; None: 0 on one machine, 3 on each of several.
         say: is told what is being done, in a few words.
 
     Raises:
         LorotError: what a worker reported, with its exit code.
-        JobError: a worker died without a word, or the job was interrupted (exit code 128 + signal).
+        JobError: a worker died without a word, or the job was stopped by a signal (exit code 130 or 75).
     """
     job = config.load(path, list(overrides))
     folder = RunFolder(job.folder)
     if resume and restart:
         raise ConfigError("--resume goes on with the earlier run, --restart sets it aside: give one of them")
+    nodes = _nodes(job, nnodes, rdzv, run_id, restart, port)
     count = num_workers(job, workers)
-    config.accumulation_steps(job, count)
+    machines.workers_of_all(job, nodes, count)
     if port is not None and not machine.port_is_free(port):
         raise ConfigError(f"port {port} is in use by another program; leave --port away, and a free one is taken")
+    if nodes is not None:
+        # A machine that comes back finds the run that it was part of, and goes on with it.
+        begun = folder.read(LAUNCH).get("run_id") == nodes.run_id
+        resume = resume or (begun and not folder.summary.exists())
     if not restart:
         folder.claim(resume)
     say("looking at the tracking database and the data")
@@ -105,23 +99,79 @@ def run(
     found = splits.announcement(splits.load(job))
     if restart:
         with _claimed(folder.path):
+            # The workers of a plain torchrun, which hold no lock of a launcher.
+            ownership.refuse_if_owned(folder.path)
             folder.set_aside()
+    if nodes is not None:
+        folder.write(LAUNCH, {"run_id": nodes.run_id})
+        machines.await_rendezvous(nodes, say)
+        resume = True
+    allowed = max_restarts if max_restarts is not None else 0 if nodes is None else 3
+    line = torchrun.command(
+        path,
+        overrides,
+        workers=count,
+        shutdown_s=job.shutdown_s,
+        resume=resume or allowed > 0,
+        port=port,
+        module=WORKER,
+        nodes=nodes,
+        restarts=allowed > 0,
+    )
     say(f"starting {count} worker{'s' if count > 1 else ''}; what libraries print goes to {folder.log(0)}")
-    launch(folder, command(path, overrides, workers=count, resume=resume, port=port), count, {splits.VARIABLE: found})
+    launch(folder, line, count, {splits.VARIABLE: found}, nodes=nodes, restarts=allowed)
     return job
 
 
-def launch(folder: RunFolder, line: list[str], workers: int, told: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Run a command line of `command` to its end, with the run folder claimed; raises what `run` does.
+def launch(
+    folder: RunFolder,
+    line: list[str],
+    workers: int,
+    told: Mapping[str, str] = MappingProxyType({}),
+    *,
+    nodes: Nodes | None = None,
+    restarts: int = 0,
+) -> None:
+    """Run a command line of `torchrun.command` to its end, with the run folder claimed; raises what `run` does.
 
     Args:
-        told: environment variables for the workers, on top of `environment`.
+        told: environment variables for the workers, on top of `torchrun.environment`.
+        nodes: as for the command line.
+        restarts: failures in a row that are restarted; the command line says that at all.
     """
-    with _claimed(folder.path) as lock, (folder.path / LOG).open("w") as log:
+    own = f"-{nodes.address}" if nodes is not None else ""
+    with _claimed(folder.path, own) as lock, (folder.path / f"torchrun{own}.log").open("ab") as log:
         folder.error.unlink(missing_ok=True)
-        code, interrupted = _supervise(line, {**environment(workers), **told}, log, lock)
+        account = Account(folder, Path(log.name), log.tell(), restarts, alone=nodes is None)
+        # Without restarts torchrun ends by itself.
+        over = account.is_over if nodes is not None or restarts else None
+        environment = {**torchrun.environment(workers, nodes), **told}
+        code, interrupted = _supervise(line, environment, log, lock, over)
     if code:
-        raise failure(folder, code, interrupted)
+        error = failure(folder, account, code, interrupted)
+        if not holder.is_launched(folder.path):
+            # Of several machines the last one says it; the others may go on.
+            outcome.settle(folder, error)
+        raise error
+
+
+def _nodes(
+    job: JobConfig, nnodes: str | None, rdzv: str | None, run_id: str | None, restart: bool, port: int | None
+) -> Nodes | None:
+    """The machines of the job; None for this one alone."""
+    if nnodes is None:
+        given = {"--rdzv": rdzv, "--run-id": run_id}
+        if unused := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{unused[0]} is for jobs of several machines; add --nnodes MIN:MAX, or leave it away")
+        return None
+    if restart:
+        raise ConfigError(
+            "--restart: each machine would set aside what another has begun; choose name=OTHER, or move the run "
+            "folder away before the machines start"
+        )
+    if port is not None:
+        raise ConfigError("--port is for one machine; several meet at --rdzv HOST:PORT")
+    return machines.describe(nnodes, rdzv, run_id or job.name)
 
 
 def num_workers(job: JobConfig, asked: int | None = None) -> int:
@@ -131,62 +181,34 @@ def num_workers(job: JobConfig, asked: int | None = None) -> int:
     return asked or job.workers or (machine.gpus() if job.device != "cpu" else 0) or 1
 
 
-def command(
-    path: Path | str,
-    overrides: Sequence[str],
-    *,
-    workers: int,
-    resume: bool = False,
-    port: int | None = None,
-    module: str | None = None,
-    options: Sequence[str] = (),
-) -> list[str]:
-    """The torchrun command line that starts the workers: training's, or another module's with its own options."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(workers)]
-    # Without an address of its own torchrun looks up this machine's name, which may be slow or lead elsewhere.
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port or 0}", "--local-addr", "127.0.0.1"]
-    launcher += ["--shutdown-timeout", str(_SHUTDOWN_S)]
-    return [*launcher, "-m", module or WORKER, str(path), *overrides, *options, *(["--resume"] if resume else [])]
-
-
-def environment(workers: int) -> dict[str, str]:
-    """This process's environment with what the workers need; what the user has set stays."""
-    here = dict(os.environ)
-    # The workers leave it to this process to say why they failed.
-    here["LOROT_LAUNCHED"] = "1"
-    here.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores() // workers)))
-    here.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    # All workers are on this machine; by name lookup gloo may pick an address that nothing answers at.
-    here.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # DeepSpeed compiles with the ninja beside this interpreter, which an environment that was not activated hides.
-    here["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), here.get("PATH", os.defpath)])
-    return here
-
-
-def failure(folder: RunFolder, code: int, interrupted: int) -> JobError:
+def failure(folder: RunFolder, account: Account, code: int, interrupted: int) -> JobError:
     """The error that tells why the job ended with torchrun's exit `code`, or by the signal `interrupted` (0: none)."""
-    log = (folder.path / LOG).read_text(errors="replace")
+    log = account.text()
     reported = _reported(folder)
-    lost = deaths(log)
+    lost = torchrun.deaths(log)
     if interrupted and reported is not None and reported.exit_code != 1:
         # Either that it stopped as it was asked to, or why it could not save.
         return reported
     if interrupted:
         name = signal.Signals(interrupted).name
-        return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", 128 + interrupted)
+        return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", stop_code(interrupted))
+    if complaint := account.complaint():
+        own = reported is not None and reported.exit_code != LostPeerError.exit_code
+        return JobError(f"{complaint}\n{reported if own else _tail(log, account.log, folder)}")
+    stopped = [exit.code for exit in torchrun.exits(log)[-1:] if exit.code in (REQUEUE, stop_code(signal.SIGINT))]
+    if stopped and (reported is None or reported.exit_code == 1):
+        # A signal to one worker, before it had a place to write to.
+        return JobError("a worker was stopped by a signal; --resume goes on from the last checkpoint", stopped[0])
     if lost:
         # A worker that was lost makes the others fail too; theirs is not the cause.
-        return JobError(f"{lost[0]}\n{_tail(log, folder, lost[0].rank)}")
+        return JobError(f"{lost[0]}\n{_tail(log, account.log, folder, lost[0].rank)}")
+    end = log[log.rfind(_TRACEBACK) :]
+    for sign, meaning in _MEETING.items():
+        if sign in end:
+            return JobError(f"{meaning}; what torchrun says is in {account.log}", LostPeerError.exit_code)
     if reported is not None:
         return reported
-    return JobError(f"torchrun ended with exit code {code}, and no worker said why\n{_tail(log, folder)}")
-
-
-def deaths(log: str) -> list[Death]:
-    """The workers that a signal ended, by torchrun's log, without those that torchrun itself had stopped."""
-    forced = {int(pid) for pid in _FORCED.findall(log)}
-    found = [Death(int(rank), int(pid), -int(code)) for rank, code, pid in _FAILURE.findall(log)]
-    return [death for death in found if death.signal > 0 and death.signal != signal.SIGTERM and death.pid not in forced]
+    return JobError(f"torchrun ended with exit code {code}, and no worker said why\n{_tail(log, account.log, folder)}")
 
 
 def _reported(folder: RunFolder) -> JobError | None:
@@ -196,7 +218,7 @@ def _reported(folder: RunFolder) -> JobError | None:
     return JobError(told["message"], told["exit_code"])
 
 
-def _tail(log: str, folder: RunFolder, rank: int = 0) -> str:
+def _tail(log: str, place: Path, folder: RunFolder, rank: int = 0) -> str:
     """The last lines in which a worker says something, of torchrun's log or else of worker `rank`'s."""
     # What torchrun says itself: a last traceback with the table of failures, and lines that begin like W1122 02:17:56.
     own = log[: log.rfind(_TRACEBACK)] if _TRACEBACK in log else log
@@ -205,15 +227,18 @@ def _tail(log: str, folder: RunFolder, rank: int = 0) -> str:
     if not lines and worker.exists():
         lines = [line for line in worker.read_text(errors="replace").splitlines() if line.strip()]
     shown = "".join(f"  | {line}\n" for line in lines[-_TAIL_LINES:])
-    return f"{shown}the logs are in {folder.path}: {LOG}, log-rank*.txt"
+    return f"{shown}the logs are in {folder.path}: {place.name}, log-rank*.txt"
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[int]:
-    """Hold the run folder for one job; yields the lock's descriptor, which torchrun keeps open as long as it lives."""
+def _claimed(folder: Path, own: str = "") -> Iterator[int]:
+    """Hold the run folder for one job; yields the lock's descriptor, which torchrun keeps open as long as it lives.
+
+    Of several machines each has a lock of its `own`; that they are of one job is their rendezvous's business.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(folder / f"launcher{own}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}); output=FOLDER chooses another") from None
     try:
@@ -228,8 +253,14 @@ def _claimed(folder: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _supervise(line: list[str], env: dict[str, str], log: IO[str], lock: int) -> tuple[int, int]:
-    """Run `line` to its end; returns its exit code and the first signal that asked this process to stop, or 0."""
+def _supervise(
+    line: list[str], env: dict[str, str], log: IO[bytes], lock: int, over: Callable[[], bool] | None = None
+) -> tuple[int, int]:
+    """Run `line` to its end; returns its exit code and the first signal that asked this process to stop, or 0.
+
+    Args:
+        over: asked now and then whether to end it.
+    """
     received: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 
@@ -237,9 +268,13 @@ def _supervise(line: list[str], env: dict[str, str], log: IO[str], lock: int) ->
         again = number in received
         received.append(number)
         if child is not None:
-            _stop(child.pid, signal.SIGKILL if again and number == signal.SIGINT else number)
+            if number == signal.SIGINT and again:
+                _stop(child.pid, signal.SIGKILL)
+            elif len(received) == 1:
+                # Once: torchrun leaves its workers behind at the third, and they heed the first only.
+                _stop(child.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in PASSED_ON}
     try:
         # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
         child = subprocess.Popen(
@@ -247,10 +282,23 @@ def _supervise(line: list[str], env: dict[str, str], log: IO[str], lock: int) ->
         )
         if received:
             _stop(child.pid, received[0])
-        return child.wait(), received[0] if received else 0
+        _await(child, over)
+        return child.returncode, received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None) -> None:
+    """Wait for the end of the child, which is asked to end when the job is over."""
+    while over is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_LOOK_S)
+            return
+        if over():
+            _stop(child.pid, signal.SIGTERM)
+            break
+    child.wait()
 
 
 def _stop(pid: int, number: int) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from service import config
 from service.errors import ConfigError
-from service.jobs import local
+from service.jobs import local, torchrun
 from service.profile.findings import RESULT, Findings, Phase, Setting
 from service.run_folder import RunFolder
 
@@ -41,7 +41,8 @@ def run(
         folder = RunFolder(config.load(path, given).folder)
         options = ["--steps", str(steps)] if steps else []
         say(f"measuring on {count} worker{'s' if count > 1 else ''}: the loader, the step, both; up to two minutes")
-        local.launch(folder, local.command(path, given, workers=count, module=WORKER, options=options), count)
+        line = torchrun.command(path, given, workers=count, shutdown_s=job.shutdown_s, module=WORKER, options=options)
+        local.launch(folder, line, count)
         found = folder.read(RESULT)
     phases = {name: Phase(**found[name]) for name in ("loader", "step", "both")}
     return Findings(Setting(**found["setting"]), **phases)

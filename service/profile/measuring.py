@@ -16,6 +16,7 @@ from service.training.ema import Ema
 from service.training.engine import Engine
 from service.training.lengths import Lengths
 from service.training.meters import Meters
+from service.training.watch import Watch
 
 _WARM_UP = 2
 _NEVER = 2**31
@@ -40,16 +41,18 @@ class SilentKeeper:
     def save_is_due(self) -> bool:
         return False
 
+    def write_failed(self) -> bool:
+        return False
+
+    def finish_writing(self) -> None: ...
+
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         return False
 
-    def save(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def save(self, step: int, metrics: Mapping[str, float], *, wait: bool = False) -> None: ...
 
     def last_saved(self) -> str:
         return "nothing"
-
-    def stop_signal(self) -> int:
-        return 0
 
 
 class Training:
@@ -64,7 +67,8 @@ class Training:
         keeper = SilentKeeper()
         lengths = Lengths(self._samples, total=steps, record=_NEVER, evaluate=_NEVER, save=0)
         began, cpu_s = self._start()
-        loop.train(self._job, lengths, self.engine, self._ema, batches, self._meters, dict, keeper)
+        watch = Watch(self._job, self.engine, keeper)
+        loop.train(self._job, lengths, self.engine, self._ema, batches, self._meters, dict, keeper, watch)
         # The loop's last act reads a value from the device, so nothing is left running there.
         phase = _over_workers(steps * self._images, time.perf_counter() - began, _cpu_s() - cpu_s, self.engine)
         return Phase(phase.images, phase.seconds, phase.cpu_s, keeper.metrics["train/data_wait_share"] * phase.seconds)

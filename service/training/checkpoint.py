@@ -10,27 +10,28 @@ Nothing in it depends on the number of workers or the ZeRO stage. Data and augme
 functions of the step.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from service.errors import CheckpointError, StorageError
+from service.training import tensor_file
 
 FORMAT = 1
 INDEX = "checkpoint.json"
 _NAME = re.compile(r"step-([0-9]{8,})")
+_FILE = re.compile(r"[a-z]+\.safetensors")
 _SHOWN = 8
 
 
@@ -51,6 +52,10 @@ class Checkpoint:
     facts: dict[str, Any]
     metrics: dict[str, float]
     files: dict[str, dict[str, Any]] = field(repr=False)
+
+    def holds(self, part: str) -> bool:
+        """Whether it has "weights", "optimizer" or "ema"."""
+        return f"{part}.safetensors" in self.files
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors of "weights", "optimizer" or "ema", on the CPU; raises CheckpointError if there are none."""
@@ -81,6 +86,11 @@ def place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def beside(path: Path, state: str) -> Path:
+    """Where a checkpoint lies while it is being written, or on its way out: no checkpoint by its name."""
+    return path.with_name(f".{path.name}.{state}")
+
+
 def save(
     folder: Path,
     step: int,
@@ -88,6 +98,7 @@ def save(
     *,
     facts: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
+    permit: Callable[[], object] = lambda: None,
 ) -> Checkpoint:
     """Write `folder/step-XXXXXXXX` whole, or leave the folder as it was. One process may do so at a time.
 
@@ -97,36 +108,38 @@ def save(
         parts: name ("weights", "optimizer", "ema") -> tensors, on any device, in any memory format; an empty
             part is written too.
         facts, metrics: JSON values; metrics that are not finite are left out.
+        permit: is called before anything in the folder is changed, and before the renaming; what it raises ends it.
 
     Raises:
         StorageError: the disk is full or cannot be written. What was there before is still there.
     """
+    permit()
     target = place(folder, step)
-    beside = folder / f".{target.name}.writing"
+    writing = beside(target, "writing")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _tidy(folder)
-        beside.mkdir()
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _flush(folder.parent)
+        tidy(folder)
+        writing.mkdir()
         files = {}
         for part, tensors in parts.items():
-            path = beside / f"{part}.safetensors"
-            # Clones of what shares memory, which safetensors refuses: ZeRO's views and a counter many names share.
-            save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path)
-            _flush(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            name = f"{part}.safetensors"
+            files[name] = tensor_file.write(writing / name, tensors)
         finite = {key: float(value) for key, value in (metrics or {}).items() if math.isfinite(value)}
         index = {"format": FORMAT, "step": step, "facts": dict(facts), "metrics": finite, "files": files}
         index["sha256"] = _digest_of_index(index)
-        (beside / INDEX).write_text(json.dumps(index, indent=1))
-        _flush(beside / INDEX)
-        _flush(beside)
-        _replace(beside, target)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
+        tensor_file.write_bytes(writing / INDEX, [json.dumps(index, indent=1).encode()])
+        _flush(writing)
+        permit()
+        _replace(writing, target)
+    except StorageError:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    except OSError as error:
+        shutil.rmtree(writing, ignore_errors=True)
         raise StorageError(
-            f"{target}: cannot write the checkpoint ({reason}); the ones before are untouched. "
+            f"{target}: cannot write the checkpoint ({error.strerror or error}); the ones before are untouched. "
             "Free some space or set output=FOLDER, and continue with --resume"
         ) from None
     return Checkpoint(target, step, dict(facts), finite, files)
@@ -145,7 +158,9 @@ def read(path: Path) -> Checkpoint:
     try:
         index = json.loads((path / INDEX).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: no checkpoint here ({INDEX}: {error.strerror})") from None
+        raise CheckpointError(
+            f"{path}: no checkpoint of this program ({INDEX}: {error.strerror}){_content(path)}"
+        ) from None
     except ValueError:
         raise CheckpointError(f"{path / INDEX}: damaged, it is no JSON") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -153,13 +168,16 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / INDEX}: format {given!r}; this version reads format {FORMAT}")
     if index.get("sha256") != _digest_of_index(index):
         raise CheckpointError(f"{path / INDEX}: its SHA-256 is not the one written down; it is damaged")
+    if wrong := [name for name, holds in _CONTENT.items() if not holds(index.get(name))]:
+        raise CheckpointError(f"{path / INDEX}: not as this program writes it: {', '.join(wrong)}")
     return Checkpoint(path, index["step"], index["facts"], index["metrics"], index["files"])
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest sound checkpoint, and why each newer one was passed over. Reads every byte of what it returns."""
-    with contextlib.suppress(OSError):
-        _tidy(folder)
+    """The newest sound checkpoint, and why each newer one was passed over. Reads every byte of what it returns.
+
+    It changes nothing; whoever goes on in this folder calls `tidy` first.
+    """
     problems = []
     for path in find(folder):
         try:
@@ -172,33 +190,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def prune(folder: Path, keep_last: int, metric: str, mode: str, newest_step: int | None = None) -> list[Path]:
-    """Delete all but the newest `keep_last` readable checkpoints and the one with the best `metric`.
-
-    Damaged ones are left for a person to look at, and so is what lies beyond `newest_step`, the last one this run has
-    written: an earlier attempt left it, resume passed over it, and it must not take a sound one's place. Returns what
-    was deleted.
-    """
-    checkpoints = []
-    for path in find(folder):
-        with contextlib.suppress(CheckpointError):
-            checkpoint = read(path)
-            if newest_step is None or checkpoint.step <= newest_step:
-                checkpoints.append(checkpoint)
-    kept = {checkpoint.path for checkpoint in checkpoints[:keep_last]}
-    scored = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
-    if scored:
-        sign = 1 if mode == "max" else -1
-        kept.add(max(scored, key=lambda one: (sign * one.metrics[metric], one.step)).path)
-    deleted = [checkpoint.path for checkpoint in checkpoints if checkpoint.path not in kept]
-    for path in deleted:
-        # Without its index it is no checkpoint any more, however far the deleting comes.
-        (path / INDEX).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-    return deleted
-
-
-def check_fit(where: Path, held: Mapping[str, Tensor], needed: Mapping[str, tuple[int, ...]]) -> None:
+def check_fit(where: object, held: Mapping[str, Tensor], needed: Mapping[str, tuple[int, ...]]) -> None:
     """Compare a checkpoint's weights with the model's; raises CheckpointError that names the tensors that differ.
 
     Args:
@@ -231,7 +223,7 @@ def check_fit(where: Path, held: Mapping[str, Tensor], needed: Mapping[str, tupl
 
 def _replace(source: Path, target: Path) -> None:
     """A folder cannot replace one that has content, so the old one steps aside for a moment."""
-    aside = target.with_name(f".{target.name}.old")
+    aside = beside(target, "old")
     if target.exists():
         target.rename(aside)
     try:
@@ -240,17 +232,49 @@ def _replace(source: Path, target: Path) -> None:
         if aside.exists():
             aside.rename(target)
         raise
+    # Before the old one goes, the new one's name is on the disk.
+    _flush(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _tidy(folder: Path) -> None:
-    """What a killed process left: an old checkpoint that had stepped aside goes back, the rest goes."""
+def tidy(folder: Path) -> None:
+    """What a killed process left: an old checkpoint that had stepped aside goes back, the rest goes.
+
+    For whoever may write here alone: it ends what is being written. Raises OSError.
+    """
     for leftover in folder.glob(".step-*"):
         target = leftover.with_name(leftover.stem.removeprefix("."))
         if leftover.suffix == ".old" and not target.exists():
             leftover.rename(target)
         else:
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=leftover.suffix == ".leaving")
+
+
+def _content(path: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError:
+        return ""
+    return f"; it holds {', '.join(names[:_SHOWN])}" if names else "; it is empty"
+
+
+def _are_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _FILE.fullmatch(name)
+        and isinstance(own, dict)
+        and isinstance(own.get("bytes"), int)
+        and isinstance(own.get("sha256"), str)
+        for name, own in value.items()
+    )
+
+
+# What the index has to hold beside its format and checksum.
+_CONTENT: dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: isinstance(value, int) and value >= 0,
+    "facts": lambda value: isinstance(value, dict),
+    "metrics": lambda value: isinstance(value, dict) and all(isinstance(own, float) for own in value.values()),
+    "files": _are_files,
+}
 
 
 def _flush(path: Path) -> None:

@@ -5,22 +5,28 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from service import errors
-from service.errors import ConfigError, JobError, LorotError
+from service.errors import ConfigError, JobError, LorotError, LostPeerError
 
 _log = logging.getLogger(__name__)
 
 # How often a worker looks whether the others have come, and says that it still waits for them.
 LOOK_S = 0.2
+# So much longer than asked for does NCCL wait, which ends the process without a word: the watchdog goes first.
+_NCCL_SPARE_S = 60.0
+# How gloo and NCCL tell that a peer is gone; torch has a class of its own for some of it only.
+_LOST = re.compile(r"gloo/|NCCL|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 TELL_S = 60.0
 _number = itertools.count()
 
@@ -59,7 +65,7 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=timeout_s + (_NCCL_SPARE_S if backend == "nccl" else 0.0))
     if not dist.is_initialized():
         try:
             if "MASTER_ADDR" in os.environ:
@@ -114,6 +120,17 @@ def union(ids: set[int], world: World) -> set[int]:
     padded = torch.full((length,), -1, dtype=torch.int64, device=world.device)
     padded[: len(ids)] = torch.tensor(sorted(ids), dtype=torch.int64, device=world.device)
     return set(gather(padded).flatten().tolist()) - {-1}
+
+
+def from_each(value: object) -> list[Any]:
+    """Every worker's JSON value, in the order of ranks, on every worker."""
+    if _size() == 1:
+        return [value]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    data = json.dumps(value).encode()
+    padded = torch.zeros(int(all_max(len(data), device)), dtype=torch.uint8, device=device)
+    padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return [json.loads(bytes(part.cpu().numpy()).rstrip(b"\0")) for part in gather(padded)]
 
 
 def from_main(text: str, device: torch.device) -> str:
@@ -188,13 +205,15 @@ def however_long(world: World, what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        store.set(f"{key}/failed", f"worker {world.rank}: {error}")
+        code = error.exit_code if isinstance(error, LorotError) else 1
+        store.set(f"{key}/failed", json.dumps([code, f"worker {world.rank}: {error}"]))
         raise
     store.add(key, 1)
     began = told = time.monotonic()
     while store.add(key, 0) < world.size:
         if store.check([f"{key}/failed"]):
-            raise JobError(f"another worker has failed: {store.get(f'{key}/failed').decode()}")
+            code, reason = json.loads(store.get(f"{key}/failed"))
+            raise JobError(f"another worker has failed: {reason}", code)
         if time.monotonic() - told >= TELL_S:
             told = time.monotonic()
             _log.info("waiting for %s, for %.0f s", what, told - began)
@@ -209,6 +228,21 @@ def local_main_first(world: World) -> Iterator[None]:
     yield
     if world.local_rank == 0:
         barrier()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether this is how a collective operation fails when another worker is gone or frozen."""
+    if isinstance(error, LorotError):
+        return False
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_LOST.search(str(error))))
+
+
+def explained(error: BaseException) -> BaseException:
+    """A LostPeerError in place of what another worker's end has caused here; any other error as it is."""
+    if _size() == 1 or not is_lost_peer(error):
+        return error
+    cause = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    return LostPeerError(f"worker {dist.get_rank()} has lost the connection to another worker ({cause})")
 
 
 def _store() -> dist.Store:

@@ -46,3 +46,9 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict()`'s result; raises RuntimeError that names keys or shapes that do not fit."""
         self._averaged.load_state_dict(state)
+
+    @staticmethod
+    def weights_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The averaged network's tensors, by its own names, from `state_dict()`'s result."""
+        prefix = "module."
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -4,6 +4,7 @@ The only module that imports DeepSpeed (0.19.8 was read and tested), and it does
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from service.config import JobConfig, accumulation_steps
 from service.errors import CheckpointError, ConfigError
 from service.models.heads import Outputs
-from service.training import distributed, optimizers
+from service.training import checkpoint, distributed, optimizers
 from service.training.averaging import Averager
 from service.training.distributed import World
 from service.training.engine_settings import autocast_dtype, settings
-from service.training.fragments import Fragment, fragments
+from service.training.fragments import Fragment, fragments, put_partition
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class Engine:
         model: with the weights to start from; it is moved to the device and, with ZeRO, its parameters are replaced by
             views or pieces. All workers get the main worker's weights.
         world: of this worker.
+
+    Attributes:
+        bad_gradient: 1.0 if the last step's averaged gradient was not finite, on the device; with fp16 always 0.0,
+            since there it is how the loss scale finds its height.
+        dropped: the last step's update was left out.
 
     Raises:
         ConfigError: settings that this machine, or DeepSpeed, cannot combine.
@@ -71,7 +77,12 @@ class Engine:
                 self._averager = Averager(trained, self._average)
         self._scale = _LossScale(self._deepspeed.optimizer) if self._dtype == torch.float16 and self._zero else None
         self._buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
+        self._all_buffers = list(self.module.buffers())
+        self._kept: list[Tensor] = []
+        self._gate = _Gate(self._deepspeed.basic_optimizer)
         self._micro_step = 0
+        self.bad_gradient = torch.zeros((), device=world.device)
+        self.dropped = False
 
     def __call__(self, images: Tensor) -> Outputs:
         """Forward pass, under autocast if the precision asks for it."""
@@ -101,8 +112,18 @@ class Engine:
             # It counts micro-batches by these calls, and steps at the last one only.
             self._deepspeed.step()
 
-    def step(self, rate: float, measure: bool = False) -> float:
+    def keep_buffers(self) -> None:
+        """Remember the buffers (BatchNorm's statistics) as they are, for a step that may be left out."""
+        self._kept = [buffer.detach().clone() for buffer in self._all_buffers]
+
+    def step(self, rate: float, measure: bool = False, spoilt: Tensor | None = None) -> float:
         """Optimizer step at learning rate `rate`, after `accumulation` calls of `backward`.
+
+        Args:
+            measure: return the gradient's norm.
+            spoilt: 1.0 if this worker's losses are not finite, else 0.0. If given, and any worker's is 1.0 or the
+                averaged gradient is not finite, no worker makes the update: weights and optimizer state stay, the
+                buffers become what `keep_buffers` found. That waits for the device.
 
         Returns:
             The L2 norm of the averaged gradient before clipping if `measure`, which may cost time; else NaN.
@@ -111,23 +132,41 @@ class Engine:
         self._micro_step = 0
         if self._averager is not None:
             self._averager.finish()
+        fp16 = self._dtype == torch.float16
+        looks = self._zero == 0 and not fp16
+        self.bad_gradient = self._not_finite() if looks else torch.zeros((), device=self.world.device)
+        spoils = spoilt is not None and bool(distributed.all_sum(torch.stack([spoilt, self.bad_gradient])).any())
         for group in self._deepspeed.basic_optimizer.param_groups:
             group["lr"] = rate
         norm = self._gradient_norm() if measure and self._zero == 0 else math.nan
-        self._deepspeed.step()
+        with self._gate.closed_if(spoils):
+            self._deepspeed.step()
         if self._scale is not None:
             self._scale.update()
+        if self._zero and not fp16:
+            # DeepSpeed has looked already, on all workers, and made no update if it was so.
+            self.bad_gradient = torch.tensor(float(self._deepspeed.optimizer.overflow), device=self.world.device)
+            spoils = spoils or (spoilt is not None and bool(self._deepspeed.optimizer.overflow))
+        self.dropped = spoils
+        if spoils:
+            for buffer, kept in zip(self._all_buffers, self._kept, strict=True):
+                buffer.copy_(kept)
         return float(self._deepspeed.get_global_grad_norm()) if measure and self._zero else norm
 
-    def agree(self, values: Tensor) -> Tensor:
+    def agree(self, values: Tensor, buffers: bool = True) -> Tensor:
         """Sums `values` over the workers and makes floating-point buffers (BatchNorm's statistics) their means.
 
         One message; each worker has gathered its own statistics, and from here on all have the same. Call it after
         every step. The result is not read here, because that would wait for a GPU.
+
+        Args:
+            buffers: False leaves them alone, where no step has moved them.
         """
         mine = values.to(self.world.device, torch.float32)
         if self.world.size == 1:
             return mine
+        if not buffers:
+            return distributed.all_sum(mine.clone())
         sizes = [buffer.numel() for buffer in self._buffers]
         flat = distributed.all_sum(
             torch.cat([mine, *(buffer.detach().reshape(-1).float() for buffer in self._buffers)])
@@ -143,6 +182,27 @@ class Engine:
         if self._zero == 3:
             state |= {name: self._whole(part, None) for name, part in self._fragments()}
         return state
+
+    @torch.no_grad()
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `weights()`'s result, of any ZeRO stage and world size; every worker must call it.
+
+        Raises:
+            CheckpointError: it is another model's; names what differs.
+        """
+        parts = dict(self._fragments())
+        live = dict(self.module.state_dict(keep_vars=True))
+        shapes = {name: tuple(parts[name].shape if name in parts else value.shape) for name, value in live.items()}
+        checkpoint.check_fit("the state to go on from", state, shapes)
+        for name, value in live.items():
+            part = parts.get(name)
+            if part is not None and not part.is_whole:
+                # What the optimizer steps, apart from what the network computes with.
+                part.put(part.flat, state[name])
+            if self._zero == 3 and part is not None:
+                put_partition(value, part, state[name])
+            else:
+                value.copy_(state[name])
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors as `KEY.PARAMETER`, whole, whatever ZeRO stage and world size keep them apart.
@@ -169,6 +229,9 @@ class Engine:
         problems = []
         for name, part in self._fragments():
             held = self._deepspeed.basic_optimizer.state[part.flat]
+            for key in [key for key, value in held.items() if isinstance(value, Tensor) and key not in keys]:
+                # Of steps that this state has not done.
+                del held[key]
             for key in keys:
                 value = state.get(f"{key}.{name}")
                 if value is None or (value.ndim and value.numel() != part.numel_whole):
@@ -215,12 +278,42 @@ class Engine:
         source = part.flat if key is None else self._deepspeed.basic_optimizer.state[part.flat][key]
         return part.whole(source)
 
+    def _gradients(self) -> list[Tensor]:
+        if self._averager is not None:
+            return self._averager.flats
+        return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+
+    def _not_finite(self) -> Tensor:
+        # The largest value, not a sum, which could overflow where no gradient has.
+        largest = torch.stack(list(torch._foreach_norm(self._gradients(), ord=math.inf)))
+        return (~torch.isfinite(largest)).any().float()
+
     def _gradient_norm(self) -> float:
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        tensors = self._averager.flats if self._averager is not None else gradients
-        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(tensors))))
+        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(self._gradients()))))
         scaler = self._deepspeed.torch_autocast_z0_gradscaler
         return float(norm) / (scaler.get_scale() if scaler is not None else 1.0)
+
+
+class _Gate:
+    """Lets DeepSpeed go through the motions of a step, counters and gradient buffers included, without the update."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._closed = False
+        step = optimizer.step
+
+        @functools.wraps(step)
+        def gated(*args: Any, **options: Any) -> Any:
+            return None if self._closed else step(*args, **options)
+
+        optimizer.step = gated
+
+    @contextlib.contextmanager
+    def closed_if(self, closed: bool) -> Iterator[None]:
+        self._closed = closed
+        try:
+            yield
+        finally:
+            self._closed = False
 
 
 class _LossScale:

@@ -10,9 +10,10 @@ import psutil
 
 from service import config
 from service.config import JobConfig
-from service.errors import LorotError, StorageError
+from service.errors import JobError, LorotError, StorageError
 from service.run_folder import RunFolder
-from service.training import console
+from service.training import console, distributed
+from service.training.signals import Stopped
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     launched = "LOROT_LAUNCHED" in os.environ
-    if rank == 0 and not launched:
+    restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if rank == 0 and (restarted or not launched):
         folder.forget_error(before=psutil.Process().create_time())
     try:
         terminal = console.capture(folder.log(rank))
@@ -41,13 +43,14 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
         return StorageError.exit_code
     try:
         body(job, folder, terminal if rank == 0 else None)
-    except BaseException as error:
+    except BaseException as ended:
+        reason = distributed.explained(ended)
         _log.exception("this worker ends here")
-        folder.report_error(error)
+        folder.report_error(JobError(str(reason), reason.exit_code) if isinstance(reason, Stopped) else reason)
         if rank == 0 and not launched:
             # Without `lorot train`, which says it, nobody else would.
-            terminal.write(f"error: {folder.read(folder.error.name).get('message', error)}\n")
-        code = error.exit_code if isinstance(error, LorotError) else 1
+            terminal.write(f"error: {folder.read(folder.error.name).get('message', reason)}\n")
+        code = reason.exit_code if isinstance(reason, LorotError | Stopped) else 1
         # Other workers may wait for this one for ever; a clean shutdown would wait for them.
         logging.shutdown()
         sys.stdout.flush()

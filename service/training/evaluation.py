@@ -1,12 +1,12 @@
 """One pass over held-out samples, each exactly once, whatever the number of workers and the batch size."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from pipelines.loading import Loader
+from pipelines.batch import Batch
 from service.config import ObjectiveConfig
 from service.models.heads import Outputs
 from service.training import distributed, objectives
@@ -15,7 +15,13 @@ from service.training.meters import Meters, Summary
 
 
 @torch.no_grad()
-def evaluate(model: Callable[[Tensor], Outputs], batches: Loader, num_classes: int, world: World) -> Summary:
+def evaluate(
+    model: Callable[[Tensor], Outputs],
+    batches: Iterable[Batch],
+    num_classes: int,
+    world: World,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Summary | None:
     """Top-1, top-5 and class loss over all workers' samples, and images per second.
 
     Every worker must call it, with a loader that gives each as many batches: with ZeRO 3 a forward pass is a common
@@ -24,6 +30,7 @@ def evaluate(model: Callable[[Tensor], Outputs], batches: Loader, num_classes: i
     Args:
         model: in evaluation mode.
         batches: this worker's share; consumed.
+        asked_to_stop: asked before every batch, by all workers alike; True gives the evaluation up, which returns None.
     """
     meters = Meters(
         num_classes,
@@ -36,6 +43,8 @@ def evaluate(model: Callable[[Tensor], Outputs], batches: Loader, num_classes: i
     config = ObjectiveConfig()
     began = time.perf_counter()
     for batch in batches:
+        if asked_to_stop():
+            return None
         meters.update(objectives.supervised(model, batch, config), batch.labels, batch.valid)
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)

@@ -96,3 +96,17 @@ def _of_stage_3(parameter: nn.Parameter, optimizer: Any, world: World) -> Fragme
     offset = min(length * world.rank, held.ds_numel)
     numel = min(length, held.ds_numel - offset)
     return Fragment(optimizer.fp32_partitioned_groups_flat[group], start, offset, numel, held.ds_shape, False)
+
+
+@torch.no_grad()
+def put_partition(parameter: Tensor, part: Fragment, value: Tensor) -> None:
+    """Make the whole `value` that of a parameter which ZeRO 3 has cut: this worker's piece, and what it holds of it.
+
+    The optimizer's own copy is another tensor, `part.flat`.
+    """
+    held: Any = parameter
+    piece = value.reshape(-1)[part.offset : part.offset + part.numel]
+    held.ds_tensor.data[: part.numel] = piece.to(held.ds_tensor.device)
+    if parameter.numel() == part.numel_whole:
+        # Small ones stay whole on every worker.
+        parameter.copy_(value)

@@ -1,8 +1,9 @@
 """Sums behind the metrics of a window of steps, kept in one flat tensor so that one all_reduce serves all of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ class Meters:
         self._part = dict(zip(sizes, self._flat.split(list(sizes.values())), strict=True))
         self._times_s: list[float] = []
         self._waits_s: list[float] = []
+        self._kept = self._flat
 
     @torch.no_grad()
     def update(self, result: Losses, labels: Tensor, valid: Tensor) -> None:
@@ -87,6 +89,36 @@ class Meters:
             self._part["losses"] += torch.where(count > 0, means * count, 0.0)
         if len(self._part["pairs"]):
             self._part["pairs"].index_add_(0, labels * self._num_classes + top[:, 0], valid.double())
+
+    def keep(self) -> None:
+        """Remember the sums as they are, for a step whose update may be left out."""
+        self._kept = self._flat.clone()
+
+    def put_back(self) -> None:
+        """Forget what was added since `keep`."""
+        self._flat.copy_(self._kept)
+
+    def state(self) -> dict[str, Any]:
+        """The window so far, of this rank, as JSON values; floats keep every bit."""
+        self._add_steps()
+        part = {name: self._part[name].tolist() for name in ("samples", "losses", "steps")}
+        # Of some two thousand bins a window fills a few.
+        bins = self._part["histogram"].nonzero().flatten()
+        return part | {"histogram": [bins.tolist(), self._part["histogram"][bins].tolist()]}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with a window that `state` describes, of this rank or another; several may be added."""
+        for name in ("samples", "losses", "steps"):
+            self._part[name] += torch.tensor(state[name], dtype=torch.float64, device=self._flat.device)
+        bins, counts = state["histogram"]
+        self._part["histogram"][torch.tensor(bins, dtype=torch.int64, device=self._flat.device)] += torch.tensor(
+            counts, dtype=torch.float64, device=self._flat.device
+        )
+
+    def clear(self) -> None:
+        """Begin a fresh window."""
+        self._flat.zero_()
+        self._times_s, self._waits_s = [], []
 
     def record_step(self, seconds: float, waited_s: float) -> None:
         """Add one step's wall time and the part of it that was spent waiting for data."""

@@ -10,7 +10,6 @@ loop is what one would write by hand: torch's DDP and its default SGD.
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.batch import Batch
 from service import config, models
 from service.config import JobConfig
-from service.training import distributed, objectives
+from service.training import distributed
 from service.training.distributed import World
-from service.training.engine import Engine
-from service.training.meters import Meters
-
-_CLASSES = 10
+from tests.benchmarks import steps
 
 
 def main() -> None:
@@ -50,9 +46,9 @@ def main() -> None:
             "output": str(Path(tempfile.gettempdir()) / "step_vs_ddp"),
         }
     )
-    batch = _batch(arguments.micro_batch, arguments.size, world)
-    loops = {"ddp": _ddp(job, batch, world), "engine": _engine(job, batch, world)}
-    times = _measure(loops, arguments.rounds, world)
+    batch = steps.batch(arguments.micro_batch, arguments.size, world)
+    loops = {"ddp": _ddp(job, batch, world), "engine": steps.engine_step(job, batch, world)[0]}
+    times = steps.interleaved(loops, arguments.rounds, world)
     if world.is_main:
         print(f"{arguments.model}, {arguments.size} px, micro-batch {arguments.micro_batch}, {world.size} workers")
         for name, seconds in times.items():
@@ -67,19 +63,9 @@ def main() -> None:
     distributed.disconnect()
 
 
-def _batch(count: int, size: int, world: World) -> Batch:
-    generator = torch.Generator().manual_seed(world.rank)
-    images = torch.randn(count, 3, size, size, generator=generator).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, _CLASSES, (count,), generator=generator)
-    zeros = torch.zeros(count, dtype=torch.int64)
-    boxes = torch.tensor([[0, 0, size]]).repeat(count, 1)
-    valid = torch.ones(count, dtype=torch.bool)
-    return Batch(images, labels, zeros, boxes, zeros, torch.arange(count), valid).to(world.device)
-
-
 def _ddp(job: JobConfig, batch: Batch, world: World) -> Callable[[], None]:
     torch.manual_seed(0)
-    module = models.build(job.model, _CLASSES, 0).to(world.device, memory_format=torch.channels_last)
+    module = models.build(job.model, steps.CLASSES, 0).to(world.device, memory_format=torch.channels_last)
     model = DistributedDataParallel(module)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
@@ -89,37 +75,6 @@ def _ddp(job: JobConfig, batch: Batch, world: World) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def _engine(job: JobConfig, batch: Batch, world: World) -> Callable[[], None]:
-    torch.manual_seed(0)
-    engine = Engine(job, models.build(job.model, _CLASSES, 0), world)
-    meters = Meters(_CLASSES, objectives.loss_names("supervised"), device=world.device)
-
-    def step() -> None:
-        result = objectives.compute(engine, batch, job.objective)
-        engine.backward(result.losses["loss"])
-        meters.update(result, batch.labels, batch.valid)
-        engine.step(0.001)
-        engine.agree(~torch.isfinite(result.losses["loss"].detach())[None]).tolist()
-
-    return step
-
-
-def _measure(loops: dict[str, Callable[[], None]], rounds: int, world: World) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for index in range(rounds + 2):
-        # Whoever goes second finds colder caches: they take turns.
-        for name in list(loops)[:: 1 if index % 2 else -1]:
-            distributed.barrier()
-            began = time.perf_counter()
-            loops[name]()
-            if world.device.type == "cuda":
-                torch.cuda.synchronize()
-            distributed.barrier()
-            if index >= 2:
-                times[name].append(time.perf_counter() - began)
-    return times
 
 
 if __name__ == "__main__":

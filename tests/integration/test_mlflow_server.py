@@ -1,66 +1,20 @@
 """The record of a job over HTTP, with a real `mlflow server` that dies in the middle."""
 
 import itertools
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from record_server import Server
 
 from pipelines.plan import View
-from service import bundle, models, registry, store, tracking
+from service import bundle, models, recovery, registry, tracking
 from service.config import ModelConfig, TrackingConfig
 from service.errors import CheckpointError, TrackingError
 
 pytestmark = pytest.mark.integration
-
-
-class Server:
-    """An `mlflow server` on SQLite that can be killed and started again at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self._folder = folder
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._database = f"sqlite:///{folder / 'server.db'}"
-        self._process: subprocess.Popen[bytes] | None = None
-        store.ensure_ready(self._database)
-
-    def start(self) -> None:
-        """Start it unless it runs, and wait until it answers."""
-        if self._process is not None:
-            return
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", "1", "--backend-store-uri", self._database]
-        command += ["--artifacts-destination", str(self._folder / "server-artifacts")]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        for _ in range(1800):
-            try:
-                store.ensure_ready(self.uri)
-                return
-            except TrackingError:
-                assert self._process.poll() is None, (self._folder / "server.log").read_text()[-3000:]
-                time.sleep(0.1)
-        raise AssertionError("the server did not start within three minutes")
-
-    def kill(self) -> None:
-        """At once, its worker processes included."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +89,9 @@ def test_a_job_that_ends_while_the_server_is_away_says_where_its_records_are_and
     assert time.monotonic() - began < 5
     assert str(tmp_path / "run" / "spool.jsonl") in notice
     with pytest.raises(TrackingError, match="does not answer"):
-        tracking.sync(tmp_path / "run")
+        recovery.sync(tmp_path / "run")
     server.start()
-    assert tracking.sync(tmp_path / "run") > 0
+    assert recovery.sync(tmp_path / "run").sent > 0
     api = tracking.client(server.uri)
     assert [point.value for point in api.get_metric_history(run.run_id, "loss")] == [1.0, 2.0]
     assert api.get_run(run.run_id).info.status == "FINISHED"

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pytest
 import webdataset
 
-from pipelines import cache, datasets, prepared_set, remote
+from pipelines import cache, datasets, prepared_set, pretext, remote
 from pipelines.errors import DataError, UnreachableError
 from pipelines.files import LocalFiles
 from pipelines.manifest import Manifest
+from pipelines.plan import View
 from pipelines.prepare import prepare
+from pipelines.reading import Reader, Source
 from pipelines.resizing import Recipe
 from pipelines.verification import Findings, verify_files, verify_prepared
 from tests.pipelines.conftest import draw, write_files
@@ -91,6 +93,22 @@ def test_opening_reads_no_shard(own: Path) -> None:
 def test_another_process_gets_paths_and_reads_the_same(made: Path) -> None:
     opened = datasets.load("prepared", made, "train")
     assert copy.deepcopy(opened).read(29) == opened.read(29)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_shard_lost_after_the_opening_is_no_bad_image_and_nothing_is_left_out_for_it(own: Path, lost: bool) -> None:
+    opened = datasets.load("prepared", own, "train")
+    shard = own / "train-000001.tar"
+    if lost:
+        shard.unlink()
+    else:
+        shard.write_bytes(b"")
+    reader = Reader(Source(opened, View(size=32), pretext.load("none"), seed=0, on_bad_image="skip"), None)
+    sample = opened.members_of(1)[0]
+    with pytest.raises(UnreachableError, match=r"train-000001\.tar: .* no sample is left out for it"):
+        reader.fetch(sample)
+    # The others' are there as before.
+    assert reader.fetch(0) is not None
 
 
 def test_a_missing_or_truncated_shard_is_named_with_what_would_work(own: Path) -> None:

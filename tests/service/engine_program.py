@@ -17,6 +17,7 @@ from service.models import Outputs, build
 from service.training import checkpoint, distributed
 from service.training.distributed import World
 from service.training.engine import Engine
+from service.training.starting_point import restore
 
 STEPS, HALF, MICRO, GLOBAL, CLASSES = 4, 2, 4, 16, 5
 
@@ -79,13 +80,9 @@ def train(engine: Engine, start: int, stop: int) -> tuple[list[float], list[floa
 def start(case: str, world: World, held: checkpoint.Checkpoint | None = None) -> Engine:
     """An engine at the beginning, or where the checkpoint was written."""
     torch.manual_seed(world.rank)  # on purpose not the same everywhere: the main worker's weights have to win
-    model = build(job(case).model, CLASSES, 0)
+    engine = Engine(job(case), build(job(case).model, CLASSES, 0), world)
     if held is not None:
-        model.load_state_dict(held.tensors("weights"))
-    engine = Engine(job(case), model, world)
-    if held is not None:
-        engine.load_optimizer_state(held.tensors("optimizer"))
-        engine.load_scale_state(held.facts["scale"])
+        restore(held, engine, None)
     return engine
 
 
@@ -98,20 +95,37 @@ def save(folder: Path, engine: Engine, step: int) -> None:
 
 
 def run(case: str, folder: Path, world: World) -> dict[str, Any]:
-    """Without interruption, and interrupted half way; both ends are written to disk."""
+    """Without interruption, gone back half way in the middle of it, and interrupted there; all ends are on disk."""
     engine = start(case, world)
+    save(folder / case / "whole", engine, 0)
     losses, norms = train(engine, 0, HALF)
     # An uninterrupted run writes here too; that must change nothing.
     save(folder / case / "whole", engine, HALF)
     more, more_norms = train(engine, HALF, STEPS)
     save(folder / case / "whole", engine, STEPS)
-    engine.close()
+    scale = engine.scale_state()
     held = checkpoint.read(folder / case / "whole" / f"step-{HALF:08d}")
+    restore(held, engine, None)
+    # At once, before any step.
+    save(folder / case / "rewound", engine, HALF)
+    rewound, _ = train(engine, HALF, STEPS)
+    save(folder / case / "rewound", engine, STEPS)
+    # Also to where there was no optimizer state yet.
+    restore(checkpoint.read(folder / case / "whole" / f"step-{0:08d}"), engine, None)
+    anew, _ = train(engine, 0, STEPS)
+    engine.close()
     resumed = start(case, world, held)
     again, _ = train(resumed, HALF, STEPS)
     save(folder / case / "resumed", resumed, STEPS)
     resumed.close()
-    return {"losses": losses + more, "norms": norms + more_norms, "again": again, "scale": engine.scale_state()}
+    return {
+        "losses": losses + more,
+        "norms": norms + more_norms,
+        "again": again,
+        "rewound": rewound,
+        "anew": anew,
+        "scale": scale,
+    }
 
 
 def overflow(case: str, world: World) -> dict[str, Any]:

@@ -99,6 +99,21 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 @pytest.mark.parametrize("case", program.CASES)
+def test_a_live_engine_goes_back_to_a_checkpoint_bit_for_bit(
+    two_workers: Path, results: dict[str, Any], case: str
+) -> None:
+    for step in (program.HALF, program.STEPS):
+        for part in ("weights", "optimizer"):
+            whole = held(two_workers, case, "whole", step, part)
+            rewound = held(two_workers, case, "rewound", step, part)
+            assert whole.keys() == rewound.keys()
+            for name in whole:
+                assert whole[name].numpy().tobytes() == rewound[name].numpy().tobytes(), (step, name)
+    assert results[case]["rewound"] == results[case]["losses"][program.HALF :]
+    assert results[case]["anew"] == results[case]["losses"]
+
+
+@pytest.mark.parametrize("case", program.CASES)
 def test_training_goes_on_changing_the_weights_after_the_checkpoint(two_workers: Path, case: str) -> None:
     before = held(two_workers, case, "whole", program.HALF, "weights")
     after = held(two_workers, case, "whole", program.STEPS, "weights")

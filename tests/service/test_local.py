@@ -15,7 +15,7 @@ import pytest
 from pipelines import amounts
 from service import config, machine
 from service.errors import ConfigError, JobError, LorotError, TrackingError
-from service.jobs import local
+from service.jobs import local, torchrun
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -117,8 +117,8 @@ def test_a_worker_that_is_killed_is_named_with_the_signal_and_the_likely_cause(
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_reaches_the_workers_and_is_awaited(here: Path, number: signal.Signals, exit_code: int) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: signal.Signals, exit_code: int) -> None:
     (here / "stand_in.py").write_text(
         textwrap.dedent("""
         import os, pathlib, signal, time
@@ -131,6 +131,7 @@ def test_a_signal_reaches_the_workers_and_is_awaited(here: Path, number: signal.
             raise SystemExit(1)
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGUSR1, stop)
         pathlib.Path(f"started{rank}").touch()
         time.sleep(120)
         """)
@@ -152,6 +153,11 @@ def test_a_signal_reaches_the_workers_and_is_awaited(here: Path, number: signal.
         wait_for(lambda: all((here / f"started{rank}").exists() for rank in range(2)), launcher)
         # To the whole process group, as Ctrl-C in a terminal does.
         os.killpg(launcher.pid, number)
+        if number != signal.SIGINT:
+            # A second Ctrl-C kills; other signals may come as often as they like.
+            wait_for(lambda: all((here / f"stopped{rank}").exists() for rank in range(2)), launcher)
+            for again in (number, signal.SIGTERM, signal.SIGUSR1):
+                os.killpg(launcher.pid, again)
         said, _ = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
@@ -286,9 +292,9 @@ Root Cause (first observed failure):
   rank      : 1 (local_rank: 1)
   exitcode  : 1 (pid: 42)
 """
-    assert local.deaths(log) == []
-    assert local.deaths(log.replace("exitcode  : 1 (pid: 42)", "exitcode  : -11 (pid: 42)")) == [
-        local.Death(rank=1, pid=42, signal=11)
+    assert torchrun.deaths(log) == []
+    assert torchrun.deaths(log.replace("exitcode  : 1 (pid: 42)", "exitcode  : -11 (pid: 42)")) == [
+        torchrun.Death(rank=1, pid=42, signal=11)
     ]
 
 

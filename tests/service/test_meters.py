@@ -1,5 +1,6 @@
 """Meters against counting by hand, whatever the split into micro-batches and ranks."""
 
+import json
 import math
 
 import numpy as np
@@ -164,3 +165,57 @@ def test_no_confusion_matrix_unless_asked_for_and_small_enough() -> None:
     confusion = Meters(200, (), confusion=True).collect().confusion
     assert confusion is not None
     assert confusion.shape == (200, 200)
+
+
+def _window(meters: Meters, seed: int, updates: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(updates):
+        logits = torch.randn(5, 7, generator=generator)
+        loss = float(torch.rand((), generator=generator))
+        meters.update(_result(logits, loss=loss), torch.arange(5), torch.rand(5, generator=generator) < 0.8)
+        meters.record_step(float(torch.rand((), generator=generator)), 0.1 * float(torch.rand((), generator=generator)))
+
+
+def test_a_window_that_is_saved_as_json_and_taken_up_gives_the_same_record_to_the_bit() -> None:
+    whole, first, second = (Meters(7, ("loss",)) for _ in range(3))
+    _window(whole, 0, 3)
+    _window(whole, 1, 4)
+    _window(first, 0, 3)
+    _window(second, 2, 2)
+    second.clear()
+    second.add_state(json.loads(json.dumps(first.state())))
+    # Asking changes nothing.
+    assert first.state() == first.state()
+    _window(second, 1, 4)
+    expected, got = whole.collect(memory_bytes=3.0).metrics, second.collect(memory_bytes=3.0).metrics
+    assert got.keys() == expected.keys()
+    timed = ("images_per_s", "data_wait_share")
+    assert {name: value for name, value in got.items() if name not in timed} == {
+        name: value for name, value in expected.items() if name not in timed
+    }
+    for name in timed:
+        assert got[name] == pytest.approx(expected[name])
+
+
+def test_windows_of_two_ranks_go_on_as_one() -> None:
+    alone, one, other = (Meters(7, ("loss",)) for _ in range(3))
+    _window(alone, 3, 2)
+    _window(alone, 4, 2)
+    _window(one, 3, 2)
+    _window(other, 4, 2)
+    together = Meters(7, ("loss",))
+    together.add_state(one.state())
+    together.add_state(other.state())
+    assert together.collect().metrics == pytest.approx(alone.collect().metrics)
+
+
+def test_a_step_that_is_left_out_leaves_the_window_as_it_was() -> None:
+    meters, expected = Meters(7, ("loss",)), Meters(7, ("loss",))
+    _window(meters, 5, 2)
+    _window(expected, 5, 2)
+    meters.keep()
+    meters.update(
+        _result(torch.full((5, 7), math.nan), loss=math.nan), torch.arange(5), torch.ones(5, dtype=torch.bool)
+    )
+    meters.put_back()
+    assert meters.collect().metrics == expected.collect().metrics

@@ -60,7 +60,7 @@ def test_another_process_goes_on_where_the_killed_one_stopped_sending(tmp_path: 
     assert second.waiting() == 2
     assert numbers([record for record, _ in second.read()]) == [3, 4]
     assert second.header() == {"run_id": "r"}
-    assert numbers(second.records()) == [0, 1, 2, 3, 4]
+    assert numbers(list(second.records())) == [0, 1, 2, 3, 4]
 
 
 def test_a_line_that_a_power_cut_left_half_written_is_cut_off_and_the_next_one_is_whole(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""Who may write to a run's folder: one job at a time, however it was started and on whichever machine. No torch.
+
+`worker.lock` is locked by the main worker (flock), which the kernel ends with the process, whatever becomes of it.
+Some shared disks keep such locks to one machine; for them the owner writes a growing number into `owner.json` once a
+second. Whoever comes from another machine watches it for a while: if it grows, the owner lives. An owner that was taken
+for dead and was not, as after a long pause of its machine, finds another's name there before it writes, and ends.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from service.errors import ConfigError, StorageError
+
+LOCK = "worker.lock"
+OWNER = "owner.json"
+BEAT_S = 1.0
+# How long one waits for a lock that a dying process still holds, or for a sign of life of another machine's job.
+WATCH_S = 5.0
+_LENGTH = 512
+
+
+class Ownership:
+    """A claim to a folder; `take` it before anything in the folder is read or changed.
+
+    Args:
+        folder: of the run; it exists.
+        machine: what tells this machine from others; None: its kernel's start, which containers on it share.
+    """
+
+    def __init__(self, folder: Path, machine: str | None = None) -> None:
+        self._folder = folder
+        self._machine = machine or _machine()
+        self._token = secrets.token_hex(8)
+        self._lock = -1
+        self._beats = 0
+        self._ended = threading.Event()
+
+    def take(self) -> None:
+        """Make the folder this process's.
+
+        Raises:
+            ConfigError: it is another's, and whose.
+            StorageError: it cannot be written.
+        """
+        try:
+            self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            is_certain = self._wait_for_lock()
+            before = _read(self._folder)
+            if before and not (is_certain and before.get("machine") == self._machine) and self._lives(before):
+                raise self._refusal(before)
+            self._beat()
+        except OSError as error:
+            self.release()
+            raise StorageError(
+                f"{self._folder}: cannot be written ({error.strerror}); output=FOLDER chooses another"
+            ) from None
+        except ConfigError:
+            self.release()
+            raise
+        threading.Thread(target=self._go_on_beating, name="owner", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise StorageError if another job has taken the folder, because this one seemed dead."""
+        owner = _read(self._folder)
+        if owner and owner.get("token") != self._token:
+            raise StorageError(
+                f"{self._folder}: {_name(owner)} has taken this run over while this worker stood still; "
+                "nothing more is written from here"
+            )
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        self._ended.set()
+        if self._lock >= 0:
+            if self._beats and _read(self._folder).get("token") == self._token:
+                with contextlib.suppress(OSError):
+                    (self._folder / OWNER).unlink()
+            os.close(self._lock)
+            self._lock = -1
+
+    def _wait_for_lock(self) -> bool:
+        """Lock the file; whether that means anything, which it does not on a disk that has no such locks."""
+        deadline = time.monotonic() + WATCH_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise self._refusal(_read(self._folder)) from None
+                time.sleep(0.1)
+            except OSError:
+                return False
+
+    def _lives(self, before: dict[str, Any]) -> bool:
+        deadline = time.monotonic() + WATCH_S
+        while time.monotonic() < deadline:
+            time.sleep(BEAT_S / 4)
+            now = _read(self._folder)
+            if now and (now.get("token"), now.get("beat")) != (before.get("token"), before.get("beat")):
+                return True
+        return False
+
+    def _go_on_beating(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            # A disk that fails for a moment is no reason to end a training; neither is it one to overwrite another.
+            with contextlib.suppress(OSError, StorageError):
+                self.check()
+                if not self._ended.is_set():
+                    self._beat()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": self._machine,
+            "token": self._token,
+            "beat": self._beats,
+            "time_s": round(time.time(), 1),
+        }
+        # In place and of one length: opened anew, it is looked up anew on a shared disk, and a full disk takes it too.
+        descriptor = os.open(self._folder / OWNER, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, json.dumps(content).ljust(_LENGTH).encode(), 0)
+        finally:
+            os.close(descriptor)
+
+    def _refusal(self, owner: dict[str, Any]) -> ConfigError:
+        return ConfigError(
+            f"{self._folder}: another job runs there ({_name(owner)}); wait for its end, or give this one name=OTHER"
+        )
+
+
+def refuse_if_owned(folder: Path) -> None:
+    """Raise ConfigError if a job of this machine, or a visible one of another, has the folder now."""
+    if not (folder / LOCK).exists():
+        return
+    claim = Ownership(folder)
+    claim.take()
+    claim.release()
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What the owner wrote last; empty if there is none, or it was being written just now."""
+    try:
+        content = json.loads((folder / OWNER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "an unknown process"
+
+
+def _machine() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,288 @@
+"""A training job on one of its workers, from the first word with the others to the registered model."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import psutil
+import torch
+
+from pipelines import loading, pretext
+from pipelines.batch import Batch
+from pipelines.manifest import Manifest
+from pipelines.plan import View
+from service import config, data_wait, models, pictures, report, tracking
+from service.config import JobConfig
+from service.errors import ConfigError, JobError, stop_code
+from service.ownership import Ownership
+from service.run_folder import RunFolder
+from service.training import console, distributed, evaluation, feeding, loop, objectives, results, sample_log
+from service.training.card import card_of
+from service.training.checkpoint import Checkpoint
+from service.training.distributed import World
+from service.training.ema import Ema
+from service.training.engine import Engine
+from service.training.keeper import RunKeeper
+from service.training.left_out import NAME as LEFT_OUT
+from service.training.left_out import LeftOut
+from service.training.lengths import Lengths
+from service.training.meters import Meters
+from service.training.signals import Signals
+from service.training.starting_point import choose, facts_of, newest, restore, start_from
+from service.training.watch import Rewind, Watch
+from service.training.watchdog import Watchdog
+
+# Of the grace period, for a tracking server to take the last records; what it does not take waits on disk.
+_DELIVERY_S = 3.0
+
+
+def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | None, signals: Signals) -> None:
+    """Train as the job says, on this worker; raises LorotError, Stopped and whatever else goes wrong."""
+    began = time.time()
+    signals.limit(
+        job.worker_grace_s, lambda why, code: folder.report_error(JobError(f"{why}; nothing was begun", code))
+    )
+    world = distributed.connect(job.device, job.timeout_s)
+    distributed.on_main(world, lambda: folder.claim(resume))
+    owner = Ownership(folder.path)
+    distributed.on_main(world, owner.take)
+    if job.deterministic:
+        torch.use_deterministic_algorithms(True)
+    train_set, eval_set = feeding.open_splits(job, world)
+    if train_set.classes != eval_set.classes:
+        raise ConfigError(
+            f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} "
+            f"has {len(train_set.classes)}, or they are named differently"
+        )
+    lengths = Lengths.of(job, len(train_set))
+    task = pretext.load(job.pretext.name, **job.pretext.options)
+    num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
+    torch.manual_seed(job.seed)
+    model = models.build(job.model, len(train_set.classes), num_pretext)
+    facts = facts_of(job, lengths, train_set, eval_set)
+    found = newest(folder, facts, model, world) if resume else None
+    taken = ""
+    if found is None and job.model.init_from:
+        taken = start_from(model, job.model.init_from, job.tracking.uri)
+    ema = Ema(model.to(world.device), job.ema.decay, job.ema.every) if job.ema is not None else None
+    engine = Engine(job, model, world)
+    if found is not None:
+        restore(found, engine, ema)
+
+    options = feeding.loader_options(job, world)
+    train_source, eval_source = feeding.train_source(job, train_set, task), feeding.eval_source(job, eval_set)
+    view = train_source.view
+    meters = Meters(
+        len(train_set.classes),
+        objectives.loss_names(job.objective.name),
+        device=world.device,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    earlier = found.facts.get("spent", {}) if found is not None else {}
+    watchdog = Watchdog(folder, world, job.timeout_s)
+    display = console.Display(terminal, lengths.total, found.step if found is not None else 0)
+    if taken:
+        display.say(taken)
+    confusion: Any = None
+    left_out = LeftOut({"train": train_set, "eval": eval_set}, world)
+    if found is not None:
+        left_out.load_state(found.facts.get("left_out", {}))
+
+    def evaluate() -> Mapping[str, float] | None:
+        nonlocal confusion
+        network: Callable[..., Any] = ema.module if ema is not None else engine
+        (ema.module if ema is not None else engine.module).eval()
+        with (
+            display.doing("evaluating"),
+            loading.open_eval(job.data.loader, eval_source, batch_size=job.micro_batch, **options) as batches,
+            engine.autocast(),
+        ):
+            left_out.follow("eval", batches.skipped)
+            watched = watchdog.through(iter(batches), "waiting for images to evaluate", "evaluating")
+            summary = evaluation.evaluate(network, watched, len(eval_set.classes), world, watch.asked_to_stop)
+        if summary is None:
+            return None
+        confusion = summary.confusion
+        return {f"val/{name}": value for name, value in summary.metrics.items()}
+
+    def extra_facts() -> dict[str, Any]:
+        spent = _spent(world, began, earlier)
+        return {"spent": spent, "meters": distributed.from_each(meters.state()), "progress": watch.state()} | {
+            "left_out": left_out.state()
+        }
+
+    def fit(first_step: int) -> dict[str, float]:
+        train_loader = loading.open_train(
+            job.data.loader,
+            train_source,
+            start_step=first_step,
+            stop_step=lengths.total,
+            global_batch=job.global_batch,
+            micro_batch=job.micro_batch,
+            **options,
+        )
+        with train_loader as batches:
+            left_out.follow("train", batches.skipped)
+            shown = watchdog.through(iter(batches), "waiting for a batch", "training")
+            if not folder.samples.exists():
+                shown = _shown(shown, folder, train_set, view, run)
+            if job.log_samples:
+                shown = sample_log.logged(shown, folder.path, world, first_step, engine.accumulation)
+            return loop.train(job, lengths, engine, ema, shown, meters, evaluate, keeper, watch, first_step)
+
+    def go_back() -> int:
+        keeper.finish_writing()
+        newer = choose(folder, world)
+        assert newer is not None, "a run that rewinds begins with a checkpoint"
+        restore(newer, engine, ema)
+        keeper.go_on_from(newer)
+        _go_on(newer, meters, watch, world)
+        return newer.step
+
+    # A run that is opened is ended in order too: from here on a signal is obeyed after a step.
+    signals.defer()
+    run = _open_run(job, folder, world, train_set, eval_set, resume) if world.is_main else None
+    status = "FAILED"
+    keeper = RunKeeper(job, folder, engine, ema, display, run, facts, extra_facts, owner, watchdog)
+    watch = Watch(job, engine, keeper, lambda: signals.number, display.say)
+    signals.limit(
+        job.worker_grace_s,
+        lambda why, code: folder.report_error(JobError(f"{why}; {keeper.last_saved()} is the newest", code)),
+    )
+    try:
+        keeper.go_on_from(found)
+        first_step = 0
+        if found is not None:
+            first_step = found.step
+            _go_on(found, meters, watch, world)
+            display.say(f"going on from step {first_step} of {lengths.total}")
+        elif job.on_nonfinite == "rewind":
+            keeper.save(0, {}, wait=True)
+        with watchdog:
+            while True:
+                try:
+                    metrics = fit(first_step)
+                    break
+                except Rewind:
+                    first_step = go_back()
+            if not metrics:
+                # Killed after its last step; what was measured then is known, but not the confusion matrix.
+                measured = evaluate()
+                if measured is None:
+                    number = watch.settle()
+                    raise JobError(f"stopped after the last step; {keeper.last_saved()} is saved", stop_code(number))
+                metrics = dict(measured)
+                if found is None or not found.metrics:
+                    keeper.record(metrics, lengths.total)
+        weights = dict(ema.module.state_dict()) if ema is not None else engine.weights()
+        used = _spent(world, began, earlier)
+        skipped = left_out.write(folder)
+        if any(skipped.values()):
+            display.say(
+                f"left out as unreadable: {skipped['train']} training and {skipped['eval']} evaluation images; "
+                f"{folder.path / LEFT_OUT} names them"
+            )
+        if watch.num_left_out(lengths.total):
+            display.say(f"updates left out as not finite: {watch.num_left_out(lengths.total)}; log-rank*.txt name them")
+        if run is not None:
+            waited = data_wait.median(report.read_history(folder.metrics))
+            if reason := data_wait.explain(waited):
+                display.say(reason)
+            model_card = card_of(job, train_set, view, num_pretext, metrics, run.run_id)
+            done = {
+                "run_id": run.run_id,
+                "data_digest": train_set.digest,
+                "versions": model_card.versions,
+                "metrics": metrics,
+                "images": lengths.total * job.global_batch,
+                "skipped_images": skipped,
+                "skipped_steps": watch.state()["left_out"],
+                "data_wait_share": waited,
+                **used,
+            }
+            with display.doing("registering"):
+                results.finish(job, folder, run, model_card, weights, confusion, done, display)
+        status = "FINISHED"
+    except JobError as error:
+        status = "KILLED" if error.exit_code in (stop_code(signal.SIGINT), stop_code(signal.SIGTERM)) else "FAILED"
+        raise
+    finally:
+        keeper.close()
+        display.close()
+        if run is not None:
+            notice = run.finish(status, **({"timeout_s": _DELIVERY_S} if status == "KILLED" else {}))
+            if notice:
+                display.say(notice)
+    engine.close()
+    distributed.disconnect()
+
+
+def _go_on(found: Checkpoint, meters: Meters, watch: Watch, world: World) -> None:
+    """Take up what a checkpoint says about the loop: the window of metrics, and which steps were left out."""
+    meters.clear()
+    windows = found.facts.get("meters", [])
+    # On another number of workers their sums are the same, but for the last bits.
+    alike = len(windows) == world.size
+    for window in windows[world.rank : world.rank + 1] if alike else windows if world.is_main else []:
+        meters.add_state(window)
+    watch.load_state(found.facts.get("progress", {}))
+
+
+def _open_run(
+    job: JobConfig, folder: RunFolder, world: World, train_set: Manifest, eval_set: Manifest, resume: bool
+) -> tracking.Run:
+    earlier = folder.read("run.json") if resume else {}
+    run = tracking.open_run(
+        job.tracking,
+        name=job.name,
+        folder=folder.path,
+        run_id=earlier.get("run_id"),
+        tags={
+            "data.name": train_set.name,
+            "data.digest": train_set.digest,
+            "data.eval_digest": eval_set.digest,
+            "world_size": world.size,
+            "device": world.device.type,
+        },
+    )
+    folder.write("run.json", run.about())
+    resolved = folder.path / "config.yaml"
+    resolved.write_text(config.dump(job))
+    run.log_params(job.model_dump(mode="json"))
+    run.log_artifact(resolved)
+    return run
+
+
+def _shown(
+    batches: Iterator[Batch], folder: RunFolder, manifest: Manifest, view: View, run: tracking.Run | None
+) -> Iterator[Batch]:
+    """The same batches; of the first one a picture is kept."""
+    for number, batch in enumerate(batches):
+        if number == 0 and run is not None:
+            images = batch.images[:16].float().cpu().contiguous().numpy()
+            captions = [manifest.classes[label] for label in batch.labels[:16].tolist()]
+            pictures.write_samples(
+                pictures.denormalise(images, view.mean, view.std),
+                captions,
+                batch.boxes[:16].cpu().numpy(),
+                batch.turns[:16].cpu().numpy(),
+                folder.samples,
+            )
+            run.log_artifact(folder.samples)
+        yield batch
+
+
+def _spent(world: World, began: float, earlier: Mapping[str, float]) -> dict[str, float]:
+    """Wall time since `began`, and what all workers have used since they started, on top of an earlier part's."""
+    times = psutil.Process().cpu_times()
+    own = torch.tensor(
+        [times.user + times.system, loop.memory_bytes(world.device)], dtype=torch.float64, device=world.device
+    )
+    core_s, memory = distributed.all_sum(own).tolist()
+    return {
+        "wall_s": earlier.get("wall_s", 0.0) + time.time() - began,
+        "cpu_core_s": earlier.get("cpu_core_s", 0.0) + core_s,
+        "peak_memory_bytes": max(earlier.get("peak_memory_bytes", 0.0), memory),
+    }

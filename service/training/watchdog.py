@@ -1,0 +1,210 @@
+"""Ends a job that hangs, with each worker's last step and where it was: no worker waits for another in silence.
+
+Each worker leaves a line in the run folder now and then: its step, what it is about, and the place in the code. The
+folder outlives a worker that is frozen, and the machine of the main worker, where the workers' own store is.
+"""
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from service.errors import JobError, LorotError, LostPeerError
+from service.run_folder import RunFolder
+from service.training import distributed
+from service.training.distributed import World
+
+_log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+
+# Opening a loader imports and compiles, and does so sooner on one worker than on another.
+_OPENING_S = 600.0
+# Lines at the inner end of a stack that are left out of a message, since they only say that it waits.
+_SHOWN_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a worker said of itself last: `count` grows as long as it lives, `idle_s` since it went on."""
+
+    rank: int
+    count: int
+    step: int
+    phase: str
+    idle_s: float
+    place: str
+
+    def __str__(self) -> str:
+        return f"worker {self.rank}: step {self.step}, {self.phase} for {self.idle_s:.0f} s, at {self.place}"
+
+
+class Watchdog:
+    """Watches this worker's main thread from a thread of its own; a context around all that may hang.
+
+    A worker that makes no progress for `timeout_s` writes its stack to its log and ends with a JobError in error.json.
+    One that lost another, or waited too long for it, ends with a LostPeerError that tells of all workers.
+
+    Args:
+        folder: seen by all workers.
+        timeout_s: without a step, a micro-batch or an evaluated batch. Up to the first batch of a loader, which all
+            workers wait for together, it is ten minutes if that is more.
+        end: ends the process from the thread, with an exit code.
+    """
+
+    def __init__(
+        self, folder: RunFolder, world: World, timeout_s: float, *, end: Callable[[int], object] = os._exit
+    ) -> None:
+        self._folder, self._world, self._timeout_s, self._end = folder, world, timeout_s, end
+        self._every_s = min(5.0, timeout_s / 10)
+        self._place = folder.path / "workers"
+        # Signs of an earlier attempt lie there too.
+        self._attempt = distributed.from_main(uuid.uuid4().hex[:12] if world.is_main else "", world.device)
+        self._main = threading.get_ident()
+        self._step, self._phase, self._since = 0, "starting", time.monotonic()
+        self._waits_for_data = False
+        self._opening = True
+        self._count = 0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        with contextlib.suppress(OSError):
+            self._place.mkdir(exist_ok=True)
+        self._since = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Stop watching. Raises LostPeerError in place of what the loss of another worker has caused."""
+        with self._lock:
+            self._over.set()
+            faulthandler.cancel_dump_traceback_later()
+        if error is None or self._world.size == 1 or not distributed.is_lost_peer(error):
+            return
+        with self._lock:
+            # Who was frozen shows in time, and time has passed anyway; a lost connection is to be mended at once.
+            signs = self._signs_twice() if re.search("timed out|timeout", str(error), re.IGNORECASE) else None
+        raise LostPeerError(self._tell(error, signs)) from error
+
+    def step(self, step: int) -> None:
+        """`step` optimizer steps are done."""
+        self._step = step
+        self.note("training")
+
+    def note(self, phase: str) -> None:
+        """The main thread goes on, and this is what it is about."""
+        self._phase, self._since, self._waits_for_data = phase, time.monotonic(), False
+
+    def through(self, items: Iterator[_Item], waiting: str, working: str) -> Iterator[_Item]:
+        """The same items; each is a sign of life. `waiting` is the phase before it comes, `working` the one after.
+
+        All workers come by here as often as each other, and have their first item when one of them goes on.
+        """
+        self.note(f"{waiting}, the first")
+        self._opening = True
+        with distributed.however_long(self._world, f"the others, which are {waiting}"):
+            item = next(items, None)
+        self._opening = False
+        while item is not None:
+            self.note(working)
+            yield item
+            self.note(waiting)
+            self._waits_for_data = True
+            item = next(items, None)
+        self.note(working)
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._every_s):
+            idle_s = time.monotonic() - self._since
+            limit_s = max(self._timeout_s, _OPENING_S) if self._opening else self._timeout_s
+            with self._lock:
+                if self._over.is_set():
+                    return
+                # Native code that never gives Python's lock back stops this thread too, but not that timer.
+                faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=sys.stderr)
+            self._leave_sign(idle_s)
+            # A collective operation fails by itself; that error says more, unless nothing lets it come through.
+            spare_s = 0.0 if self._waits_for_data or self._world.size == 1 else 2 * self._every_s
+            if idle_s > limit_s + spare_s:
+                self._give_up(idle_s)
+                return
+
+    def _give_up(self, idle_s: float) -> None:
+        with self._lock:
+            if self._over.is_set():
+                return
+            _log.error("no progress for %.0f s; what each thread was doing:", idle_s)
+            for handler in logging.getLogger().handlers:
+                handler.flush()
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            own = self._own(idle_s)
+            waits_for_another = self._world.size > 1 and not self._waits_for_data
+            error: LorotError
+            if waits_for_another:
+                error = LostPeerError(self._tell(None, self._signs_twice()))
+            else:
+                error = JobError(f"no progress within timeout_s={self._timeout_s:g}: {own}\n{self._list([])}")
+            self._folder.report_error(error)
+            _log.error("this worker ends here: %s", error)
+            logging.shutdown()
+            self._end(error.exit_code)
+
+    def _tell(self, error: BaseException | None, signs: list[Sign] | None) -> str:
+        """What this worker knows of the loss; `signs`: of the others that are still alive, None if nobody looked."""
+        cause = f" ({str(error).strip().splitlines()[0][:200]})" if error is not None and str(error).strip() else ""
+        alive = {sign.rank for sign in signs or ()} | {self._world.rank}
+        silent = [str(rank) for rank in range(self._world.size) if rank not in alive]
+        if signs is None:
+            what = "the connection to another worker was lost"
+        elif silent:
+            what = f"worker {', '.join(silent)} stopped answering within timeout_s={self._timeout_s:g}"
+        else:
+            what = f"the workers waited for each other longer than timeout_s={self._timeout_s:g}"
+        return f"worker {self._world.rank}, after step {self._step}: {what}{cause}\n{self._list(signs or [])}"
+
+    def _list(self, signs: list[Sign]) -> str:
+        seen = {sign.rank: sign for sign in [*self._signs(), *signs]}
+        lines = [f"  {seen.get(rank, f'worker {rank}: never gave a sign')}" for rank in range(self._world.size)]
+        return "\n".join([*lines, f"the stacks are in {self._folder.path}: log-rank*.txt; --resume goes on"])
+
+    def _signs_twice(self) -> list[Sign]:
+        """The signs of the workers that gave one between two looks, a little more than their interval apart."""
+        before = {sign.rank: sign.count for sign in self._signs()}
+        time.sleep(2.5 * self._every_s)
+        return [sign for sign in self._signs() if sign.count != before.get(sign.rank)]
+
+    def _signs(self) -> list[Sign]:
+        found = []
+        for rank in range(self._world.size):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                told = json.loads((self._place / f"rank{rank}.json").read_text())
+                if told.pop("attempt") == self._attempt:
+                    found.append(Sign(**told))
+        return found
+
+    def _leave_sign(self, idle_s: float) -> None:
+        self._count += 1
+        path = self._place / f"rank{self._world.rank}.json"
+        beside = path.with_suffix(".writing")
+        with contextlib.suppress(OSError):
+            beside.write_text(json.dumps({"attempt": self._attempt, **asdict(self._own(idle_s))}))
+            os.replace(beside, path)
+
+    def _own(self, idle_s: float) -> Sign:
+        frame = sys._current_frames().get(self._main)
+        stack = traceback.extract_stack(frame)[-_SHOWN_FRAMES:] if frame is not None else []
+        place = " < ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in reversed(stack))
+        return Sign(self._world.rank, self._count, self._step, self._phase, round(idle_s, 1), place or "no code")

@@ -1,0 +1,116 @@
+"""What recording costs a training, by the state of the tracking server: well, slow, killed. Ratios to no recording.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.record_cost [--rounds 5] [--steps 150] [--delay 3]
+
+Every step of a small network logs twenty values, far more than a job does (every twentieth step by default). In each
+round every case trains the same number of steps; a ratio is the median over the rounds, each paired with its own
+round's training without a record. `slowest append` is the longest single call of `log_metrics`.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from service import models, tracking
+from service.config import ModelConfig, TrackingConfig
+from tests.integration.record_server import Server
+
+PROXY = Path(__file__).resolve().parents[1] / "integration" / "fault_proxy.py"
+CASES = ("none", "well", "slow", "killed")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--delay", type=float, default=3.0, help="seconds that the slow server takes for a request")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    step = training()
+    ratios: dict[str, list[float]] = {case: [] for case in CASES}
+    appends: dict[str, list[float]] = {case: [0.0] for case in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder))
+        server.start()
+        try:
+            train(step, given.steps, None)
+            for number in range(given.rounds):
+                times = {}
+                # Each case comes first, second, ... in turn.
+                for case in CASES[number % 4 :] + CASES[: number % 4]:
+                    times[case], slowest = one(case, step, given.steps, server, Path(folder) / f"{case}{number}", given)
+                    appends[case].append(slowest)
+                for case in CASES:
+                    ratios[case].append(times[case] / times["none"])
+                print(f"round {number + 1}: " + ", ".join(f"{case} {times[case]:.2f} s" for case in CASES), flush=True)
+        finally:
+            server.kill()
+    for case in CASES[1:]:
+        median, slowest_ms = statistics.median(ratios[case]), 1000 * max(appends[case])
+        print(f"{case:7}{median:.3f} of the time without a record; slowest append {slowest_ms:.1f} ms")
+    well = statistics.median(ratios["well"])
+    for case in ("slow", "killed"):
+        print(f"{case} : well = {statistics.median(ratios[case]) / well:.3f}")
+
+
+def training() -> Callable[[], float]:
+    """One optimizer step of a small network; returns its loss."""
+    torch.manual_seed(0)
+    network = models.build(ModelConfig(name="resnet_small", width=16), 10, 0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    images, labels = torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))
+
+    def step() -> float:
+        optimizer.zero_grad()
+        logits = network(images)
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return step
+
+
+def one(
+    case: str, step: Callable[[], float], steps: int, server: Server, folder: Path, given: argparse.Namespace
+) -> tuple[float, float]:
+    """Train with the server in this state; the time it took and the slowest append, seconds."""
+    if case == "none":
+        return train(step, steps, None)
+    line = [sys.executable, str(PROXY), str(server.port)]
+    with subprocess.Popen([*line, str(given.delay if case == "slow" else 0)], stdout=subprocess.PIPE) as proxy:
+        assert proxy.stdout is not None
+        uri = f"http://127.0.0.1:{int(proxy.stdout.readline())}"
+        run = tracking.open_run(TrackingConfig(uri=uri, system_metrics=False), name=case, folder=folder)
+        if case == "killed":
+            proxy.kill()
+        found = train(step, steps, run)
+        run.finish(timeout_s=0.1)
+        proxy.kill()
+    return found
+
+
+def train(step: Callable[[], float], steps: int, run: tracking.Run | None) -> tuple[float, float]:
+    """Time of so many steps and of the slowest append among them, seconds."""
+    slowest = 0.0
+    began = time.perf_counter()
+    for number in range(1, steps + 1):
+        loss = step()
+        if run is not None:
+            before = time.perf_counter()
+            run.log_metrics({f"train/value{key}": loss + key for key in range(20)}, number)
+            slowest = max(slowest, time.perf_counter() - before)
+    return time.perf_counter() - began, slowest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A real `mlflow server` on SQLite or on PostgreSQL, that can be killed and started again at the same address."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from service import store
+from service.errors import TrackingError
+
+_PACKAGE = "postgresql"
+
+
+class PostgreSQL:
+    """A cluster of its own in a temporary folder, run by a user without privileges; no other one is touched."""
+
+    def __init__(self) -> None:
+        self._programs = _postgresql_programs()
+        self._folder = Path(tempfile.mkdtemp(prefix="lorot-postgresql-"))
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user is not None:
+            os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
+        self.port = free_port()
+        data = self._folder / "data"
+        self._run("initdb", "-D", str(data), "-U", "lorot", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        options = f"-F -p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder}"
+        self._run("pg_ctl", "-D", str(data), "-l", str(self._folder / "log"), "-w", "-o", options, "start")
+
+    def database(self, name: str) -> str:
+        """The address of a new database."""
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "lorot", name)
+        return f"postgresql+psycopg2://lorot@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        """End the cluster and remove it."""
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._programs / program), *arguments],
+            cwd=self._folder,
+            user=self._user,
+            stdin=subprocess.DEVNULL,
+            stdout=(self._folder.parent / f"{self._folder.name}.out").open("ab"),
+            stderr=subprocess.STDOUT,
+            timeout=120,
+        )
+        said = self._folder.parent / f"{self._folder.name}.out"
+        assert done.returncode == 0, said.read_text(errors="replace")[-3000:]
+        said.unlink()
+
+
+class Server:
+    """An `mlflow server`. Its address stays the same over `kill` and `start`."""
+
+    def __init__(self, folder: Path, database: str | None = None) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._database = database or f"sqlite:///{folder / 'server.db'}"
+        self._process: subprocess.Popen[bytes] | None = None
+        if database is None:
+            store.ensure_ready(self._database)
+
+    def start(self) -> None:
+        """Start it unless it runs, and wait until it answers."""
+        if self._process is not None:
+            return
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self._database]
+        command += ["--artifacts-destination", str(self._folder / "server-artifacts")]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        for _ in range(1800):
+            try:
+                store.ensure_ready(self.uri)
+                return
+            except TrackingError:
+                assert self._process.poll() is None, (self._folder / "server.log").read_text()[-3000:]
+                time.sleep(0.1)
+        raise AssertionError("the server did not start within three minutes")
+
+    def kill(self) -> None:
+        """At once, its worker processes included."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _postgresql_programs() -> Path:
+    """The folder of initdb and the rest; installed if it is missing, or the test is left out with the reason."""
+    if (found := _installed()) is not None:
+        return found
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("PostgreSQL is not installed, and only root can install Debian's")
+    line = ["apt-get", "install", "-y", "--no-install-recommends", _PACKAGE]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    if (found := _installed()) is None:
+        pytest.skip(f"PostgreSQL is not installed and cannot be: {(done.stderr or done.stdout).strip()[-200:]}")
+    return found
+
+
+def _installed() -> Path | None:
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    beside = shutil.which("initdb")
+    return places[-1].parent if places else Path(beside).parent if beside else None

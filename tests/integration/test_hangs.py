@@ -1,0 +1,128 @@
+"""Jobs that hang: every worker ends within the timeout, says why, and nothing stays behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from machines import ROOT, await_
+from PIL import Image
+
+from service import tracking
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT_S = 12
+JOB = f"""
+name: job
+output: runs
+duration: 100000 steps
+evaluate_every: 100000 steps
+global_batch: 32
+micro_batch: 8
+workers: 2
+device: cpu
+timeout_s: {TIMEOUT_S}
+log_samples: true
+data: {{size: 32}}
+model: {{name: resnet_small, width: 8}}
+optimizer: {{lr: 0.01}}
+checkpoint: {{every: 1000 steps}}
+tracking: {{uri: "sqlite:///mlflow.db", log_every: 1000 steps, system_metrics: false}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tracking.ensure_ready("sqlite:///mlflow.db")
+    (tmp_path / "job.yaml").write_text(JOB)
+    return tmp_path
+
+
+@pytest.fixture
+def job(place: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """The jobs that a test starts; none outlives it."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                member.kill()
+            process.wait()
+
+
+def start(started: list[subprocess.Popen[str]], *overrides: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "service.cli", "train", "job.yaml", *overrides]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started.append(subprocess.Popen(line, env=environment, text=True, **pipes))  # type: ignore[call-overload]
+    return started[-1]
+
+
+def family(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The workers, by rank."""
+    found = {}
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        # Some are gone by the time they are looked at.
+        with contextlib.suppress(psutil.NoSuchProcess, AttributeError):
+            if "torch.distributed.run" in " ".join(process.parent().cmdline()):  # type: ignore[union-attr]
+                found[int(process.environ()["RANK"])] = process
+    return found
+
+
+def steps(place: Path) -> int:
+    path = place / "runs/job/samples-rank0.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+DEMO = "data={name: demo, root: demo, size: 32, options: {train_count: 64, val_count: 20, size: 40}}"
+
+
+def test_a_frozen_worker_is_named_by_the_others_and_does_not_stay_behind(
+    place: Path, job: list[subprocess.Popen[str]]
+) -> None:
+    launcher = start(job, DEMO)
+    await_(lambda: steps(place) > 20 or launcher.poll() is not None, "training", 300)
+    workers = family(launcher)
+    frozen_at = time.monotonic()
+    workers[1].send_signal(signal.SIGSTOP)
+    await_((place / "runs/job/error.json").exists, "the other one says so", TIMEOUT_S + 30)
+    noticed_s = time.monotonic() - frozen_at
+    _, said = launcher.communicate(timeout=90)
+    print(f"noticed {noticed_s:.1f} s after the freeze with timeout_s={TIMEOUT_S}")
+    assert launcher.returncode == 8, said
+    assert f"worker 1 stopped answering within timeout_s={TIMEOUT_S}" in said
+    assert "worker 0: step " in said
+    assert "worker 1: step " in said
+    # Its own stack; the frozen one's last place is in the message.
+    assert "Traceback" in (place / "runs/job/log-rank0.txt").read_text()
+    assert not any(worker.is_running() for worker in workers.values())
+
+
+def test_a_worker_whose_data_never_come_says_where_it_hangs(place: Path, job: list[subprocess.Popen[str]]) -> None:
+    """A named pipe that nobody writes to behaves as a file on a disk that does not answer."""
+    for split, count in (("train", 64), ("val", 8)):
+        for number in range(count):
+            path = place / "images" / split / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (number, 0, 0)).save(path)
+    launcher = start(job, "data={name: folder, root: images, size: 32}", "evaluate_every=100000 steps")
+    await_(lambda: steps(place) > 20 or launcher.poll() is not None, "training", 300)
+    stuck = place / "images/train/class0/0.png"
+    stuck.unlink()
+    os.mkfifo(stuck)
+    _, said = launcher.communicate(timeout=TIMEOUT_S + 90)
+    assert launcher.returncode in (1, 8), said
+    assert "waiting for a batch" in said
+    # The one that hung wrote all of its threads' stacks.
+    logs = [(place / f"runs/job/log-rank{rank}.txt").read_text() for rank in range(2)]
+    assert any("no progress for" in log and "Thread 0x" in log for log in logs), said
+    assert json.loads((place / "runs/job/error.json").read_text())["exit_code"] == launcher.returncode

@@ -1,0 +1,69 @@
+"""What MLflow shows of a training job that is killed hard, once with and once without its launcher, and goes on."""
+
+import contextlib
+from pathlib import Path
+
+import psutil
+import pytest
+from record_jobs import lines_of, lorot, steps_done, wait_until, write_config
+
+from service import tracking
+
+pytestmark = pytest.mark.integration
+
+STEPS = 300
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all below it, the workers last."""
+    launcher = psutil.Process(pid)
+    return [launcher, *launcher.children(recursive=True)]
+
+
+def worker_of(pid: int) -> psutil.Process:
+    (found,) = [one for one in family(pid) if "service.training.worker" in one.cmdline()[1:4]]
+    return found
+
+
+def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking.ensure_ready(uri)
+    run = write_config(tmp_path, uri, STEPS)
+    api = tracking.client(uri)
+
+    def info() -> tuple[str, str | None]:
+        found = api.get_run(run.read("run.json")["run_id"])
+        return found.info.status, found.data.tags.get("lorot.resumed")
+
+    # The worker dies: the launcher, which is still there, says so.
+    job = lorot(tmp_path, "train", str(tmp_path / "job.yaml"))
+    wait_until(lambda: steps_done(run) >= 25, tmp_path)
+    worker_of(job.pid).kill()
+    assert job.wait(120) != 0
+    assert info() == ("FAILED", None)
+    run_id = run.read("run.json")["run_id"]
+    assert "SIGKILL" in api.get_run(run_id).data.tags["lorot.failure"]
+
+    # All of it dies: nobody is there to say it.
+    first = steps_done(run)
+    job = lorot(tmp_path, "train", str(tmp_path / "job.yaml"), "--resume")
+    wait_until(lambda: steps_done(run) >= first + 25, tmp_path)
+    for process in family(job.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    job.wait(60)
+    assert info() == ("RUNNING", "1")
+    assert lorot(tmp_path, "sync", str(tmp_path / "runs")).wait(120) == 0
+    assert info() == ("FAILED", "1")
+
+    assert lorot(tmp_path, "train", str(tmp_path / "job.yaml"), "--resume").wait(300) == 0
+    assert info() == ("FINISHED", "2")
+    found = api.get_run(run_id)
+    assert "lorot.failure" not in found.data.tags
+    (recorded,) = api.search_runs([found.info.experiment_id])
+    assert recorded.info.run_id == run_id
+    history = api.get_metric_history(run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
+    assert {line["step"]: line["train/loss"] for line in lines_of(run) if "train/loss" in line} == {
+        point.step: point.value for point in history
+    }

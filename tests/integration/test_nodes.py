@@ -1,0 +1,200 @@
+"""Jobs of several machines, each with its own address, that lose machines, workers and cables, and get them back."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from machines import ROOT, Machine, Network, RefusedError, await_, network
+
+from service import tracking
+
+pytestmark = pytest.mark.integration
+
+SAMPLES = 203
+GLOBAL_BATCH = 64
+JOB = f"""
+name: job
+output: runs
+duration: 100000 steps
+evaluate_every: 100000 steps
+global_batch: {GLOBAL_BATCH}
+micro_batch: 8
+device: cpu
+log_samples: true
+data: {{name: demo, root: demo, size: 32, options: {{train_count: {SAMPLES}, val_count: 30, size: 40}}}}
+pretext: {{name: lorot_e}}
+objective: {{name: multi_task}}
+model: {{name: resnet_small, width: 16}}
+optimizer: {{lr: 0.01}}
+schedule: {{warmup: 100 steps}}
+checkpoint: {{every: 20 steps}}
+tracking: {{uri: "sqlite:///mlflow.db", log_every: 50 steps, system_metrics: false}}
+"""
+# The issue's bar, from a machine's death to the next optimizer step of those left, and from its return to its own.
+BAR_S = 30.0
+# Load a core up to which a start, which is all importing, takes about as long as alone. The job itself makes 1 to 2.
+QUIET = 2.5
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tracking.ensure_ready("sqlite:///mlflow.db")
+    (tmp_path / "job.yaml").write_text(JOB)
+    return tmp_path
+
+
+@pytest.fixture
+def net(place: Path) -> Iterator[Network]:
+    try:
+        with network(2, place) as made:
+            yield made
+    except RefusedError as error:
+        pytest.skip(str(error))
+
+
+def meet(net: Network) -> str:
+    """Start the rendezvous outside the machines; its HOST:PORT."""
+    net.hub.start("-m", "service.cli", "rendezvous", "--host", net.hub.address, "--port", "0")
+    await_(lambda: "ready at" in net.hub.said.read_text(), "the rendezvous is ready", 90)
+    found = re.search(r"ready at (\S+)", net.hub.said.read_text())
+    assert found
+    return found[1]
+
+
+def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> subprocess.Popen[str]:
+    """Let a machine take part in the job, with one worker."""
+    line = ["-m", "service.cli", "train", "job.yaml", *arguments, "--nnodes", nnodes, "--rdzv", where, "--nproc", "1"]
+    return machine.start(*line)
+
+
+def lines(place: Path, rank: int) -> list[dict]:  # type: ignore[type-arg]
+    path = place / f"runs/job/samples-rank{rank}.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        # The last line of a worker that was killed may be cut short.
+        if line.endswith("}"):
+            found.append(json.loads(line))
+    return found
+
+
+def steps_begun(place: Path, rank: int) -> int:
+    return len(lines(place, rank))
+
+
+def await_steps(place: Path, rank: int, count: int, what: str, seconds: float = 150) -> float:
+    """Wait until a worker of this rank has begun so many more steps; the time of the first of them."""
+    before = steps_begun(place, rank)
+    first = await_(lambda: steps_begun(place, rank) > before + 1, what, seconds, lambda: told(place))
+    await_(lambda: steps_begun(place, rank) > before + count, f"{what}, and on", seconds, lambda: told(place))
+    return first
+
+
+def told(place: Path) -> str:
+    """What there is to read when a test fails."""
+    logs = [*place.glob("said-*.txt"), *place.glob("runs/job/*.log"), *place.glob("runs/job/error.json")]
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-2500:]}" for path in logs)
+
+
+def order(place: Path) -> list[list[int]]:
+    """The samples of each step, of the attempt that counts: the latest that made the step."""
+    of_step: dict[int, dict[str, list[list[int]]]] = {}
+    for path in place.glob("runs/job/samples-rank*.jsonl"):
+        for line in lines(place, int(path.stem.removeprefix("samples-rank"))):
+            parts = of_step.setdefault(line["step"], {}).setdefault(line["attempt"], [])
+            parts.append(list(chain.from_iterable(line["ids"])))
+    assert sorted(of_step) == list(range(1, len(of_step) + 1))
+    return [list(chain.from_iterable(attempts[max(attempts)])) for _, attempts in sorted(of_step.items())]
+
+
+def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
+    place: Path, net: Network
+) -> None:
+    """Three losses: the second machine, the one with the main worker, and a worker alone; both machines come back."""
+    where = meet(net)
+    first, second = net.machines
+    jobs = {machine.address: join(machine, where) for machine in net.machines}
+    await_steps(place, 1, 25, "both machines train", 300)
+    lost, back = [], []
+
+    for machine in (second, first):
+        died = machine.kill()
+        jobs.pop(machine.address)
+        # Whoever is left is rank 0.
+        lost.append(await_steps(place, 0, 25, f"the others go on without {machine.address}") - died)
+        returned = time.monotonic()
+        jobs[machine.address] = join(machine, where)
+        back.append(await_steps(place, 1, 25, f"{machine.address} is taken back") - returned)
+
+    (worker,) = second.workers()
+    died = time.monotonic()
+    os.kill(worker, signal.SIGKILL)
+    lost.append(await_steps(place, 1, 25, "the lost worker is started again") - died)
+
+    for job in jobs.values():
+        job.send_signal(signal.SIGTERM)
+    ends = [job.wait(timeout=120) for job in jobs.values()]
+    said = "\n".join(
+        f"{name}: {', '.join(f'{s:.1f} s' for s in times)}"
+        for name, times in (("from a death to the next step", lost), ("from a return to its first step", back))
+    )
+    print(said)
+    assert ends == [75, 75], told(place)
+
+    seen = order(place)
+    assert {len(ids) for ids in seen} == {GLOBAL_BATCH}
+    times = Counter(dict.fromkeys(range(SAMPLES), 0))
+    for step, ids in enumerate(seen, start=1):
+        times.update(ids)
+        # An epoch may end within a step; after each step every sample was seen in as many epochs, or in one more.
+        epochs, further = divmod(step * GLOBAL_BATCH, SAMPLES)
+        assert times.keys() == set(range(SAMPLES))
+        assert Counter(times.values()) == Counter(
+            {epochs: SAMPLES - further} | ({epochs + 1: further} if further else {})
+        )
+    assert epochs > 10
+    if os.getloadavg()[0] > QUIET * (os.cpu_count() or 1):
+        print(f"the bar of {BAR_S:.0f} s is not held against these: other programs keep this machine busy")
+        return
+    assert max(lost) <= BAR_S, said
+    assert max(back) <= BAR_S, said
+
+
+def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_one_goes_on(
+    place: Path, net: Network
+) -> None:
+    """The reachable one is started by plain torchrun, the other by `lorot train`."""
+    where = meet(net)
+    first, second = net.machines
+    timeout_s = 12
+    options = ["job.yaml", f"timeout_s={timeout_s}"]
+    script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", *options]
+    plain = first.run("bash", *script, ADDRESS=first.address, GLOO_SOCKET_IFNAME="eth0")
+    # The other may have saved by then, and left no word of how it was launched.
+    launched = join(second, where, f"timeout_s={timeout_s}", "--resume")
+    await_steps(place, 1, 5, "both machines train", 300)
+    cut = time.monotonic()
+    second.set_link("down")
+    log = place / "runs/job/log-rank0.txt"
+    await_(lambda: "LostPeerError" in log.read_text(), "worker 0 says so", timeout_s + 30, lambda: told(place))
+    noticed_s = time.monotonic() - cut
+    on_s = await_steps(place, 0, 25, "the reachable machine goes on") - cut
+    print(f"timeout_s={timeout_s}: noticed after {noticed_s:.1f} s, the next step after {on_s:.1f} s")
+    said = log.read_text()
+    assert "LostPeerError: worker 0, after step " in said
+    assert f"within timeout_s={timeout_s}" in said or "longer than timeout_s" in said
+    assert re.search(r"  worker 1: step \d+, ", said)
+    assert "LostPeerError" in (place / "runs/job/log-rank1.txt").read_text()
+    # The machine that is cut off cannot reach the rendezvous either, and ends by itself.
+    assert launched.wait(timeout=150) == 8, told(place)
+    assert "the rendezvous cannot be reached any more" in second.said.read_text()
+    assert second.workers() == []
+    assert plain.poll() is None

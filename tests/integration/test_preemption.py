@@ -1,0 +1,132 @@
+"""A machine is taken away: signals to a worker, to torchrun, to `lorot train`, at every moment of a real job's life."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from service.training import checkpoint
+from tests.integration.small_job import family, finish, prepare, records, start
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("preempted"))
+
+
+def until(condition: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert job.poll() is None, "it ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def steps_begun(folder: Path) -> int:
+    log = folder / "samples-rank0.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def workers_of(job: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = [one for one in family(job) if one.ppid() != job.pid and "service.training.worker" in one.cmdline()]
+    return sorted(found, key=lambda one: one.pid)
+
+
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    found, problems = checkpoint.newest(folder / "checkpoints")
+    assert problems == []
+    assert found is not None
+    return found
+
+
+def told(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "error.json").read_text())
+    return content
+
+
+def test_a_signal_to_one_worker_in_an_evaluation_stops_all_soon_and_the_evaluation_is_made_up_for(root: Path) -> None:
+    # Of 3000 images: a minute, if it were awaited.
+    long = ("duration=4 steps", "evaluate_every=2 steps", "micro_batch=2", "data.eval_split=val")
+    large = ("data.options={train_count: 203, val_count: 1500, size: 40}", f"data.root={root}/large")
+    job = start(root, "evaluating", *long, *large)
+    folder = root / "runs" / "evaluating"
+    until(lambda: (folder / "log-rank0.txt").exists() and steps_begun(folder) >= 2, job)
+    time.sleep(0.7)
+    workers_of(job)[1].send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 75, said
+    assert told(folder)["exit_code"] == 75
+    found = newest(folder)
+    assert found.step == 2
+    assert found.facts["progress"]["owes_evaluation"]
+    assert not any("val/top1" in record for record in records(root, "evaluating"))
+    finish(root, "evaluating", *long, *large, "--resume")
+    finish(root, "evaluated", *long, *large)
+    assert records(root, "evaluating") == records(root, "evaluated")
+
+
+def test_three_signals_to_torchrun_do_not_damage_the_save(root: Path) -> None:
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line += [
+        "--signals-to-handle",
+        "SIGTERM,SIGINT,SIGUSR1",
+        "--shutdown-timeout",
+        "23",
+        "-m",
+        "service.training.worker",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        [*line, str(root / "job.yaml"), "name=thrice"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = root / "runs" / "thrice"
+    until(lambda: steps_begun(folder) >= 6, job)
+    workers = family(job)[1:]
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        job.send_signal(number)
+        time.sleep(0.3)
+    job.communicate(timeout=60)
+    # Torchrun may have left them behind by now; they end by themselves.
+    _, alive = psutil.wait_procs(workers, timeout=25)
+    assert alive == []
+    assert told(folder)["exit_code"] == 75
+    assert f"stopped after step {newest(folder).step};" in told(folder)["message"]
+    assert newest(folder).step >= 6
+
+
+def test_a_signal_while_the_job_is_starting_ends_it_at_once_with_nothing_lost(root: Path) -> None:
+    job = start(root, "starting")
+    folder = root / "runs" / "starting"
+    until(lambda: (folder / "log-rank1.txt").exists(), job)
+    job.send_signal(signal.SIGTERM)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, said
+    assert steps_begun(folder) <= 1
+
+
+def test_when_the_grace_period_ends_before_the_step_the_job_says_so_and_the_last_checkpoint_stays(root: Path) -> None:
+    # A wide network: a step takes longer than the second that a grace period of three leaves to the worker.
+    slow = ("grace_s=3", "duration=3 steps", "global_batch=128", "model.width=256", "checkpoint.every=1 steps")
+    job = start(root, "slow", *slow, "log_samples=false")
+    folder = root / "runs" / "slow"
+    until(lambda: (folder / "samples.png").exists(), job)
+    time.sleep(0.5)
+    job.send_signal(signal.SIGTERM)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, said
+    assert "1 s after SIGTERM the step, or the saving after it, had not ended" in said
+    assert "the start (no checkpoint yet) is the newest" in said

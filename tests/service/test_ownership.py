@@ -1,0 +1,156 @@
+"""One job at a time writes to a run's folder: on this machine by a lock, between machines by a sign of life."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import ownership
+from service.errors import ConfigError, StorageError
+from service.ownership import Ownership
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from service.ownership import Ownership
+Ownership(Path(sys.argv[1]), *sys.argv[2:]).take()
+print("taken", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "WATCH_S", 1.5)
+    monkeypatch.setattr(ownership, "BEAT_S", 0.3)
+
+
+def holder(folder: Path, *machine: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-c", HOLDS, str(folder), *machine]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "taken\n"
+    return process
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = holder(tmp_path)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a shared disk without them."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_a_living_owner_is_named_and_a_killed_one_is_succeeded_at_once(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(ConfigError, match=f"another job runs there \\(process {other.pid} on .*name=OTHER"):
+        Ownership(tmp_path).take()
+    with pytest.raises(ConfigError):
+        ownership.refuse_if_owned(tmp_path)
+    other.kill()
+    other.wait()
+    mine, began = Ownership(tmp_path), time.monotonic()
+    mine.take()
+    assert time.monotonic() - began < 1
+    mine.check()
+    mine.release()
+    ownership.refuse_if_owned(tmp_path)
+
+
+def test_a_stopped_owner_of_this_machine_still_has_it(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    other.send_signal(signal.SIGSTOP)
+    with pytest.raises(ConfigError):
+        Ownership(tmp_path).take()
+
+
+def test_a_dying_owner_is_waited_for(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    threading.Timer(0.5, other.kill).start()
+    mine = Ownership(tmp_path)
+    mine.take()
+    mine.release()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_growing_number_is_a_sign_of_life(tmp_path: Path) -> None:
+    first = Ownership(tmp_path, "one")
+    first.take()
+    with pytest.raises(ConfigError, match="another job runs there"):
+        Ownership(tmp_path, "two").take()
+    with pytest.raises(ConfigError, match="another job runs there"):
+        Ownership(tmp_path, "one").take()
+    first.check()
+    first.release()
+    second = Ownership(tmp_path, "two")
+    second.take()
+    second.release()
+
+
+def test_an_owner_of_another_machine_is_watched_even_where_the_lock_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Ownership(tmp_path, "elsewhere")
+    with monkeypatch.context() as patch:
+        # Its lock is known to its own machine only.
+        patch.setattr(fcntl, "flock", lambda descriptor, operation: None)
+        elsewhere.take()
+    with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+        Ownership(tmp_path, "here").take()
+    elsewhere.release()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_that_seemed_dead_finds_that_it_was_succeeded(tmp_path: Path) -> None:
+    first = Ownership(tmp_path, "one")
+    first.take()
+    first._ended.set()  # it stands still
+    time.sleep(0.5)
+    second = Ownership(tmp_path, "two")
+    second.take()
+    with pytest.raises(StorageError, match="taken this run over while this worker stood still"):
+        first.check()
+    second.check()
+    first.release()
+    second.check()
+    assert json.loads((tmp_path / "owner.json").read_text())["machine"] == "two"
+    second.release()
+    assert not (tmp_path / "owner.json").exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_that_wakes_up_does_not_take_its_place_back(tmp_path: Path) -> None:
+    first, second = Ownership(tmp_path, "one"), Ownership(tmp_path, "two")
+    first.take()
+    second._beat()
+    time.sleep(1.0)
+    second.check()
+    first.release()
+
+
+def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        Ownership(tmp_path / "missing").take()
+
+
+def test_a_folder_that_nobody_ever_had_is_free_and_stays_as_it_is(tmp_path: Path) -> None:
+    ownership.refuse_if_owned(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,275 @@
+"""Runs whose processes were killed: shown as failed or resumed, and never as running for ever."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_model import CARD, written
+
+from service import recovery, registry, store, tracking
+from service.cli import main
+from service.config import TrackingConfig
+from service.errors import ConfigError, JobError, TrackingError
+from service.holder import Holder
+from service.jobs import outcome
+from service.run_folder import RunFolder
+from service.spool import Spool
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = TrackingConfig(system_metrics=False)
+JOB = """
+import json, os, signal, sys
+from pathlib import Path
+from service import tracking
+from service.config import TrackingConfig
+folder = Path(sys.argv[1])
+earlier = json.loads((folder / "run.json").read_text())["run_id"] if len(sys.argv) > 2 else None
+run = tracking.open_run(TrackingConfig(system_metrics=False), name="job", folder=folder, run_id=earlier)
+(folder / "run.json").write_text(json.dumps(run.about()))
+for step in range(1, 6):
+    run.log_metrics({"loss": float(step)}, step)
+assert run.settle(60)
+run.log_metrics({"loss": 6.0}, 6)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_job(folder: Path, *arguments: str) -> str:
+    """Run a job in a process of its own that is killed in the middle; returns the run's id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, "-c", JOB, str(folder), *arguments], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    return str(RunFolder(folder).read("run.json")["run_id"])
+
+
+def status(run_id: str) -> str:
+    return str(tracking.client().get_run(run_id).info.status)
+
+
+def tags(run_id: str) -> dict[str, str]:
+    return dict(tracking.client().get_run(run_id).data.tags)
+
+
+def losses(run_id: str) -> list[float]:
+    return [point.value for point in tracking.client().get_metric_history(run_id, "loss")]
+
+
+def last_time_ms(folder: Path) -> int:
+    lines = (folder / "spool.jsonl").read_text().splitlines()
+    return int(next(json.loads(line)["time_ms"] for line in reversed(lines) if '"metrics"' in line))
+
+
+def test_a_killed_run_is_marked_by_its_launcher_at_the_time_of_its_last_record(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "job"
+    run_id = killed_job(folder)
+    assert status(run_id) == "RUNNING"
+    died_ms = last_time_ms(folder)
+    outcome.settle(RunFolder(folder), JobError("worker 0 was ended by SIGKILL\n  | its last lines"))
+    found = tracking.client().get_run(run_id)
+    assert (found.info.status, found.info.end_time) == ("FAILED", died_ms)
+    assert found.data.tags["lorot.failure"] == "worker 0 was ended by SIGKILL"
+    assert losses(run_id) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(130, "KILLED"), (75, "KILLED"), (1, "FAILED"), (8, "FAILED")])
+def test_a_job_that_was_stopped_is_killed_and_any_other_failed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, expected: str
+) -> None:
+    run = tracking.open_run(QUIET, name="job", folder=tmp_path / "run")
+    assert run.settle(60)
+    # As if the process had gone, which is this one.
+    run._sender.stop()
+    run._spool.close()
+    monkeypatch.setattr(Holder, "is_alive", lambda self: False)
+    outcome.settle(RunFolder(tmp_path / "run"), JobError("it ended", code))
+    assert status(run.run_id) == expected
+
+
+def test_what_the_workers_said_themselves_stands(place: str, tmp_path: Path) -> None:
+    run = tracking.open_run(QUIET, name="job", folder=tmp_path / "run")
+    run.finish("KILLED")
+    outcome.settle(RunFolder(tmp_path / "run"), JobError("torchrun ended with exit code 1"))
+    assert recovery.sync(tmp_path / "run") == recovery.Synced(tmp_path / "run")
+    assert status(run.run_id) == "KILLED"
+    assert "lorot.failure" not in tags(run.run_id)
+
+
+def test_a_folder_without_a_run_needs_no_end(tmp_path: Path) -> None:
+    outcome.settle(RunFolder(tmp_path), JobError("nothing was begun"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_whose_launcher_was_killed_too_are_found_by_sync_and_living_ones_are_left_alone(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = killed_job(tmp_path / "runs" / "dead")
+    alive = tracking.open_run(QUIET, name="job", folder=tmp_path / "runs" / "alive")
+    done = tracking.open_run(QUIET, name="job", folder=tmp_path / "runs" / "done")
+    done.finish()
+    (tmp_path / "runs" / "no-run").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["sync", str(tmp_path / "runs")])
+    told = capsys.readouterr().out
+    assert [status(run) for run in (dead, alive.run_id, done.run_id)] == ["FAILED", "RUNNING", "FINISHED"]
+    assert f"run {dead} is marked FAILED" in told
+    assert f"{tmp_path}/runs/done: 0 records sent" in told
+    # Not all could be seen to: the exit code says so.
+    assert "still running" in told
+    assert ended.value.code == 6
+    alive.finish()
+    assert status(alive.run_id) == "FINISHED"
+
+
+def test_a_run_whose_torchrun_still_lives_is_not_marked_though_its_worker_was_killed(
+    place: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "job"
+    run_id = killed_job(folder)
+    agent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time; f = open(sys.argv[1], 'w'); "
+            "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(600)",
+            str(folder / "launcher.lock"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert agent.stdout is not None
+        agent.stdout.readline()
+        with pytest.raises(TrackingError, match="still running"):
+            recovery.sync(folder)
+        assert status(run_id) == "RUNNING"
+    finally:
+        agent.kill()
+        agent.wait()
+    assert recovery.sync(folder).ended == run_id
+    assert status(run_id) == "FAILED"
+
+
+def test_a_resumed_run_is_running_again_with_its_count_and_ends_finished(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    run_id = killed_job(folder)
+    recovery.sync(folder)
+    assert killed_job(folder, "--resume") == run_id
+    assert status(run_id) == "RUNNING"
+    assert tags(run_id)["lorot.resumed"] == "1"
+    assert "lorot.failure" not in tags(run_id)
+    again = tracking.open_run(QUIET, name="job", folder=folder, run_id=run_id)
+    again.log_metrics({"loss": 7.0}, 7)
+    assert again.settle(60)
+    assert (status(run_id), again.resumed, tags(run_id)["lorot.resumed"]) == ("RUNNING", 2, "2")
+    again.finish()
+    assert status(run_id) == "FINISHED"
+    assert losses(run_id) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_run_that_was_resumed_elsewhere_is_not_marked_by_the_machine_it_left(place: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here" / "job", tmp_path / "there" / "job"
+    run_id = killed_job(here)
+    shutil.copytree(here, there)
+    moved = tracking.open_run(QUIET, name="job", folder=there, run_id=run_id)
+    assert moved.settle(60)
+    assert recovery.sync(here).ended == run_id
+    assert status(run_id) == "RUNNING"
+    assert "lorot.failure" not in tags(run_id)
+    moved.finish()
+    recovery.sync(here)
+    assert status(run_id) == "FINISHED"
+
+
+def test_another_machines_run_in_a_shared_folder_is_not_this_ones_to_end(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    run_id = killed_job(folder)
+    holder = RunFolder(folder).read("run.json")["holder"]
+    path = folder / "spool.jsonl"
+    for name in ("host", "boot"):
+        path.write_text(path.read_text().replace(f'"{holder[name]}"', '"elsewhere"'))
+    assert recovery.sync(folder).ended == ""
+    assert status(run_id) == "RUNNING"
+
+
+def test_the_folder_of_a_killed_run_taken_by_another_ends_the_first(place: str, tmp_path: Path) -> None:
+    first = killed_job(tmp_path / "job")
+    second = tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
+    second.finish()
+    for path in (tmp_path / "job").glob("spool-*.jsonl"):
+        Spool(path, patience_s=30).close()
+    assert status(first) == "FAILED"
+    assert losses(first) == [1, 2, 3, 4, 5, 6]
+    assert status(second.run_id) == "FINISHED"
+
+
+def test_a_folder_in_which_another_job_records_costs_no_run_that_is_running_for_ever(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.2)
+    first = tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
+    with pytest.raises(TrackingError, match="held by another job"):
+        tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
+    first.finish()
+    api = tracking.client()
+    runs = api.search_runs([api.get_experiment_by_name("lorot").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
+def test_sync_of_a_folder_without_runs_says_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="folder of them"):
+        recovery.sync_all(tmp_path)
+
+
+# --- registration
+
+
+def test_a_model_registered_through_the_spool_gets_its_version_into_the_summary(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    run = tracking.open_run(QUIET, name="job", folder=folder)
+    written(folder / "model", CARD)
+    (folder / "summary.json").write_text('{"name": "job", "model_version": null, "images": 3}')
+    run.register_model(folder / "model", "lorot-demo", "val/top1", "max")
+    run.log_artifact(folder / "summary.json")
+    assert run.finish() == ""
+    summary = RunFolder(folder).read("summary.json")
+    assert (summary["model_name"], summary["model_version"], summary["images"]) == ("lorot-demo", 1, 3)
+    kept = tmp_path / "mlruns" / "artifacts" / run.run_id / "artifacts" / "summary.json"
+    assert json.loads(kept.read_text())["model_version"] == 1
+    assert [(row.version, row.run_id) for row in registry.list_models()] == [(1, run.run_id)]
+
+
+def test_a_bundle_that_is_damaged_is_left_out_and_the_records_behind_it_arrive(place: str, tmp_path: Path) -> None:
+    run = tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
+    run.register_model(tmp_path / "job" / "model", "lorot-demo", "val/top1", "max")
+    run.log_metrics({"loss": 1.0}, 1)
+    assert run.finish() == ""
+    assert losses(run.run_id) == [1.0]
+
+
+def test_a_name_that_mlflow_refuses_is_refused_before_the_training(tmp_path: Path) -> None:
+    from service import config
+
+    (tmp_path / "job.yaml").write_text("data: {name: demo, root: drawn}\n")
+    with pytest.raises(ConfigError, match=r"registry\.name"):
+        config.load(tmp_path / "job.yaml", ["registry.name=a/b"])
+    assert config.load(tmp_path / "job.yaml", ["registry.name=''"]).model_name == ""
+
+
+def test_a_version_whose_twin_was_served_late_is_there_once(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    run = tracking.open_run(QUIET, name="job", folder=folder)
+    run.finish()
+    card = written(folder / "model", CARD)
+    first = registry.register(card, name="lorot-demo", run_id=run.run_id, metric="val/top1")
+    api = store.client()
+    known = api.get_model_version("lorot-demo", str(first))
+    twin = api.create_model_version("lorot-demo", known.source, run.run_id, tags=known.tags)
+    assert int(twin.version) != first
+    assert registry.register(card, name="lorot-demo", run_id=run.run_id, metric="val/top1") == first
+    assert [row.version for row in registry.list_models()] == [first]
