@@ -245,9 +245,9 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
             ("evaluations", f"{plan.evaluations}, every {job.evaluate_every}"),
             ("learning rate", f"{sparkline(plan.rates)}  {shape}"),
         ]
-        if plan.checkpoints:
+        if saves := _saves(job, plan):
             kept = f"the last {job.checkpoint.keep_last} and the best stay"
-            lines.append(("checkpoints", f"{plan.checkpoints}, every {job.checkpoint.every}; {kept}"))
+            lines.append(("checkpoints", f"{saves}; {kept}"))
     parts = ", ".join(f"{name} {shown_bytes(size)}" for name, size in found.memory.items() if size)
     stored = (
         f"about {shown_bytes(found.storage_bytes)} in {job.folder}, {shown_bytes(found.checkpoint_bytes)} a checkpoint"
@@ -258,6 +258,14 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
         ("registered as", job.model_name or "not registered"),
     ]
     return lines
+
+
+def _saves(job: JobConfig, plan: Plan) -> str:
+    """When it saves, by count and by the clock; empty if never before the end."""
+    minutes = job.checkpoint.every_minutes
+    scheduled = f"{plan.checkpoints}, every {job.checkpoint.every}" if plan.checkpoints else ""
+    timed = "" if minutes is None else f"{minutes:g} minute{'' if minutes == 1 else 's'} after the last one"
+    return f"{scheduled}, and {timed}" if scheduled and timed else scheduled or timed
 
 
 def _input(job: JobConfig) -> str:

@@ -154,18 +154,29 @@ class JobConfig(Section):
     deterministic: bool = Field(False, description="deterministic kernels: bit-exact repetition, slower on a GPU")
     on_nonfinite: Literal["stop", "skip", "rewind"] = Field(
         "stop",
-        description="a loss or gradient that is not finite: end the run; leave that step's update out, which waits for "
-        "the GPU at every step; or go back to the last checkpoint and leave it out then",
+        description="at a loss or gradient that is not finite - stop: end the run; skip: leave that step's update out, "
+        "which waits for the GPU at every step; rewind: go back to the last checkpoint and leave it out then; "
+        "with fp16 a gradient only lowers the loss scale",
     )
-    nonfinite_limit: int = Field(10, ge=1, description="skip, rewind: steps left out at most; one more ends the run")
+    nonfinite_limit: int = Field(
+        10, ge=1, description="skip, rewind: steps left out at most in the whole run; one more ends it"
+    )
     grace_s: float = Field(
-        25.0, ge=3, description="seconds from SIGTERM or SIGUSR1 to the end of the job, its checkpoint included"
+        25.0,
+        ge=3,
+        description="seconds at most from a signal that stops the job (SIGTERM, SIGUSR1, Ctrl-C) to its end; the step "
+        "and the checkpoint that are not done by then are lost",
     )
     timeout_s: float = Field(
-        600.0, ge=1, description="seconds that workers wait for a lost or frozen one, or a batch, until the job ends"
+        600.0,
+        ge=1,
+        description="seconds that a worker waits for the others, or for a batch, before it ends and says where each "
+        "stood; longer than the slowest step. Up to the first batch it waits ten minutes at least",
     )
     log_samples: bool = Field(
-        False, description="keep which samples each worker was given, step by step, in samples-rank*.jsonl"
+        False,
+        description="keep which samples each worker was given, a line per step, in samples-rank*.jsonl; of a step that "
+        "was done again the latest attempt counts",
     )
     data: DataConfig = DataConfig()
     pretext: PretextConfig = PretextConfig()

@@ -14,7 +14,7 @@ EXIT_CODES = {
     6: "tracking server does not answer",
     7: "disk full or not writable",
     8: "a worker was lost or stopped answering",
-    75: "stopped early by SIGTERM or SIGUSR1; requeue it, --resume goes on",
+    75: "stopped early by SIGTERM, SIGUSR1 or SIGHUP; requeue it, --resume goes on",
     130: "stopped by Ctrl-C",
 }
 # sysexits.h's EX_TEMPFAIL: not failed, but to be started again.
@@ -28,6 +28,10 @@ def stop_code(number: int) -> int:
 
 class ConfigError(LorotError):
     """The configuration is wrong: which key, what it holds, what would work."""
+
+
+class TakenError(ConfigError):
+    """The run folder is another living job's. Nothing of it may be changed, not even by saying so there."""
 
 
 class NonFiniteLossError(LorotError):
@@ -52,6 +56,10 @@ class StorageError(LorotError):
     """A file could not be written: the disk is full, or the folder is read-only."""
 
     exit_code = 7
+
+
+class SucceededError(StorageError):
+    """The run folder was this job's, and is another's now. Nothing more may be written there."""
 
 
 class LostPeerError(LorotError):
@@ -79,6 +87,8 @@ __all__ = [
     "LostPeerError",
     "NonFiniteLossError",
     "StorageError",
+    "SucceededError",
+    "TakenError",
     "TrackingError",
     "stop_code",
 ]

@@ -1,8 +1,9 @@
 """Who may write to a run's folder: one job at a time, however it was started and on whichever machine. No torch.
 
 `worker.lock` is locked by the main worker (flock), which the kernel ends with the process, whatever becomes of it.
-Some shared disks keep such locks to one machine; for them the owner writes a growing number into `owner.json` once a
-second. Whoever comes from another machine watches it for a while: if it grows, the owner lives. An owner that was taken
+Some shared disks keep such locks to one machine, others keep the lock of a machine that lost its power until a lease
+ends. For them the owner writes a growing number into `owner.json` once a second. Whoever comes from another machine
+watches it for a while: if it grows, the owner lives; if it does not, its lock means nothing. An owner that was taken
 for dead and was not, as after a long pause of its machine, finds another's name there before it writes, and ends.
 """
 
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service.errors import ConfigError, StorageError
+from service.errors import StorageError, SucceededError, TakenError
 
 LOCK = "worker.lock"
 OWNER = "owner.json"
@@ -40,21 +41,30 @@ class Ownership:
         self._machine = machine or _machine()
         self._token = secrets.token_hex(8)
         self._lock = -1
+        self._is_locked = False
         self._beats = 0
         self._ended = threading.Event()
+        self._successor = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether another job was found to have the folder, at a `check` or at a sign of life, one of a second."""
+        return bool(self._successor)
 
     def take(self) -> None:
         """Make the folder this process's.
 
         Raises:
-            ConfigError: it is another's, and whose.
+            TakenError: it is another's, and whose.
             StorageError: it cannot be written.
         """
         try:
             self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            is_certain = self._wait_for_lock()
+            self._is_locked = self._wait_for_lock()
             before = _read(self._folder)
-            if before and not (is_certain and before.get("machine") == self._machine) and self._lives(before):
+            # The kernel of an owner that held the lock has let go of it.
+            is_dead = self._is_locked and self._locks_here(before)
+            if before and not is_dead and self._lives(before):
                 raise self._refusal(before)
             self._beat()
         except OSError as error:
@@ -62,17 +72,20 @@ class Ownership:
             raise StorageError(
                 f"{self._folder}: cannot be written ({error.strerror}); output=FOLDER chooses another"
             ) from None
-        except ConfigError:
+        except TakenError:
             self.release()
             raise
         threading.Thread(target=self._go_on_beating, name="owner", daemon=True).start()
 
     def check(self) -> None:
-        """Raise StorageError if another job has taken the folder, because this one seemed dead."""
+        """Raise SucceededError if another job has taken the folder, because this one seemed dead."""
         owner = _read(self._folder)
         if owner and owner.get("token") != self._token:
-            raise StorageError(
-                f"{self._folder}: {_name(owner)} has taken this run over while this worker stood still; "
+            self._successor = _name(owner)
+        if self._successor:
+            # Also when that one has ended since.
+            raise SucceededError(
+                f"{self._folder}: {self._successor} has taken this run over while this worker stood still; "
                 "nothing more is written from here"
             )
 
@@ -87,7 +100,10 @@ class Ownership:
             self._lock = -1
 
     def _wait_for_lock(self) -> bool:
-        """Lock the file; whether that means anything, which it does not on a disk that has no such locks."""
+        """Lock the file; whether that was possible and means anything.
+
+        It is not on a disk that has no such locks, and need not be where a lost machine's are kept for it.
+        """
         deadline = time.monotonic() + WATCH_S
         while True:
             try:
@@ -95,10 +111,17 @@ class Ownership:
                 return True
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise self._refusal(_read(self._folder)) from None
+                    owner = _read(self._folder)
+                    if owner and not self._locks_here(owner):
+                        return False
+                    raise self._refusal(owner) from None
                 time.sleep(0.1)
             except OSError:
                 return False
+
+    def _locks_here(self, owner: dict[str, Any]) -> bool:
+        """Whether the owner's lock, held by this machine's kernel, tells whether it lives."""
+        return owner.get("machine") == self._machine and bool(owner.get("locked", True))
 
     def _lives(self, before: dict[str, Any]) -> bool:
         deadline = time.monotonic() + WATCH_S
@@ -123,6 +146,7 @@ class Ownership:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "machine": self._machine,
+            "locked": self._is_locked,
             "token": self._token,
             "beat": self._beats,
             "time_s": round(time.time(), 1),
@@ -134,14 +158,14 @@ class Ownership:
         finally:
             os.close(descriptor)
 
-    def _refusal(self, owner: dict[str, Any]) -> ConfigError:
-        return ConfigError(
+    def _refusal(self, owner: dict[str, Any]) -> TakenError:
+        return TakenError(
             f"{self._folder}: another job runs there ({_name(owner)}); wait for its end, or give this one name=OTHER"
         )
 
 
 def refuse_if_owned(folder: Path) -> None:
-    """Raise ConfigError if a job of this machine, or a visible one of another, has the folder now."""
+    """Raise TakenError if a job of this machine, or a visible one of another, has the folder now."""
     if not (folder / LOCK).exists():
         return
     claim = Ownership(folder)

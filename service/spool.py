@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from service.errors import StorageError, TrackingError
+from service.errors import StorageError, TakenError
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
@@ -46,7 +46,7 @@ class Spool:
     nor loses the order.
 
     Raises:
-        TrackingError: another process holds the file, and did not give it up within `patience_s`.
+        TakenError: another process holds the file, and did not give it up within `patience_s`.
         StorageError: the folder cannot be written.
     """
 
@@ -170,7 +170,7 @@ class Spool:
                     time.sleep(0.05)
                     continue
                 os.close(self._file)
-                raise TrackingError(
+                raise TakenError(
                     f"{self.path} is held by another job that is still running; wait for it, or give this one another "
                     "name"
                 ) from None

@@ -15,19 +15,30 @@ import psutil
 
 from service import config, holder, machine, ownership, splits, tracking
 from service.config import JobConfig
-from service.errors import REQUEUE, ConfigError, JobError, LostPeerError, StorageError, stop_code
+from service.errors import (
+    EXIT_CODES,
+    REQUEUE,
+    ConfigError,
+    JobError,
+    LostPeerError,
+    StorageError,
+    TakenError,
+    stop_code,
+)
 from service.jobs import nodes as machines
 from service.jobs import outcome, torchrun
 from service.jobs.nodes import Nodes
-from service.jobs.restarts import Account
+from service.jobs.restarts import STOPPED, Account
 from service.run_folder import RunFolder
 
 WORKER = torchrun.WORKER
 LAUNCH = "launch.json"
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _TAIL_LINES = 15
 # How often a job whose workers are restarted is looked at.
 _LOOK_S = 0.5
+# Of workers that may have ended only because another one did.
+_CAUSED = {REQUEUE, LostPeerError.exit_code}
 # How torchrun's last traceback tells that this machine's workers cannot be among the job's any more.
 _MEETING = {
     "RendezvousClosedError": "the job has ended at this rendezvous; another one there needs another --run-id",
@@ -55,7 +66,7 @@ def run(
 
     What can go wrong early goes wrong here, before any worker starts: the configuration, the data, the tracking server,
     the port. The workers share this process's terminal; torchrun's own messages go to `torchrun.log` in the run folder.
-    SIGINT, SIGTERM and SIGUSR1 are passed on, once, and awaited; a second SIGINT kills.
+    SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on, once, and awaited; a second SIGINT kills.
 
     With `nnodes` this is one machine's part: each machine of the job runs the same, with the same run folder.
 
@@ -97,11 +108,12 @@ def run(
         # Going on with a run needs no server: its records wait on disk.
         tracking.ensure_ready(job.tracking.uri)
     found = splits.announcement(splits.load(job))
-    if restart:
+    if nodes is None:
         with _claimed(folder.path):
             # The workers of a plain torchrun, which hold no lock of a launcher.
             ownership.refuse_if_owned(folder.path)
-            folder.set_aside()
+            if restart:
+                folder.set_aside()
     if nodes is not None:
         folder.write(LAUNCH, {"run_id": nodes.run_id})
         machines.await_rendezvous(nodes, say)
@@ -192,13 +204,16 @@ def failure(folder: RunFolder, account: Account, code: int, interrupted: int) ->
     if interrupted:
         name = signal.Signals(interrupted).name
         return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", stop_code(interrupted))
+    first = [end.code for end in torchrun.exits(log)[-1:]]
+    if reported is not None and reported.exit_code == REQUEUE and not {*STOPPED, *_CAUSED}.issuperset(first):
+        # Only because torchrun asked it to stop, after another had failed without a word.
+        reported = None
     if complaint := account.complaint():
-        own = reported is not None and reported.exit_code != LostPeerError.exit_code
+        own = reported is not None and reported.exit_code not in _CAUSED - {account.failed[-1].code}
         return JobError(f"{complaint}\n{reported if own else _tail(log, account.log, folder)}")
-    stopped = [exit.code for exit in torchrun.exits(log)[-1:] if exit.code in (REQUEUE, stop_code(signal.SIGINT))]
-    if stopped and (reported is None or reported.exit_code == 1):
+    if STOPPED.intersection(first) and (reported is None or reported.exit_code == 1):
         # A signal to one worker, before it had a place to write to.
-        return JobError("a worker was stopped by a signal; --resume goes on from the last checkpoint", stopped[0])
+        return JobError("a worker was stopped by a signal; --resume goes on from the last checkpoint", first[0])
     if lost:
         # A worker that was lost makes the others fail too; theirs is not the cause.
         return JobError(f"{lost[0]}\n{_tail(log, account.log, folder, lost[0].rank)}")
@@ -208,7 +223,11 @@ def failure(folder: RunFolder, account: Account, code: int, interrupted: int) ->
             return JobError(f"{meaning}; what torchrun says is in {account.log}", LostPeerError.exit_code)
     if reported is not None:
         return reported
-    return JobError(f"torchrun ended with exit code {code}, and no worker said why\n{_tail(log, account.log, folder)}")
+    # As for one that may not write to the folder, which is another job's.
+    told = first[0] if first and first[0] in EXIT_CODES else 1
+    return JobError(
+        f"torchrun ended with exit code {code}, and no worker said why\n{_tail(log, account.log, folder)}", told
+    )
 
 
 def _reported(folder: RunFolder) -> JobError | None:
@@ -245,7 +264,7 @@ def _claimed(folder: Path, own: str = "") -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise TakenError(
                 f"{folder}: another job runs there; wait for its end, or give this one name=OTHER"
             ) from None
         yield lock
@@ -274,7 +293,9 @@ def _supervise(
                 # Once: torchrun leaves its workers behind at the third, and they heed the first only.
                 _stop(child.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in PASSED_ON}
+    # nohup has SIGHUP ignored, and that is to last.
+    heeded = [n for n in PASSED_ON if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heeded}
     try:
         # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
         child = subprocess.Popen(

@@ -1,24 +1,30 @@
 """Whether a job whose workers are started again is worth going on with. Imports no torch."""
 
+import signal
 from pathlib import Path
 
 from pipelines.errors import UnreachableError
-from service.errors import REQUEUE, LostPeerError
+from service.errors import REQUEUE, ConfigError, LostPeerError, stop_code
 from service.jobs import torchrun
 from service.jobs.torchrun import Exit
 from service.run_folder import RunFolder
 
 # Wrong input, bad data, a loss that is not finite, no usable checkpoint, no server, a full disk: they would come again.
 FINAL = frozenset({2, 3, 4, 5, 6, 7})
+# Of a worker that was asked to stop.
+STOPPED = frozenset({REQUEUE, stop_code(signal.SIGINT)})
 
 
 class Account:
     """Failures of this machine's own workers since the last checkpoint; a machine that comes or goes costs nothing.
 
+    That another job has the folder is no worker's word in error.json, which is that job's. Of several machines a lost
+    one may seem to have it for a while, so they try again.
+
     Args:
         allowed: so many failures in a row, without a new checkpoint between them, are restarted.
         log: of torchrun; read from `offset` bytes on.
-        alone: this machine is the whole job, so a stop that was asked for is the job's.
+        alone: this machine is the whole job, so a stop that was asked for is the job's, and so is a worker lost.
     """
 
     def __init__(self, folder: RunFolder, log: Path, offset: int, allowed: int, alone: bool) -> None:
@@ -33,14 +39,19 @@ class Account:
         told = self._folder.read(self._folder.error.name)
         code = told.get("exit_code")
         # Storage that did not answer may do so again.
-        if (code in FINAL and told.get("type") != UnreachableError.__name__) or (self._alone and code == REQUEUE):
+        if code in FINAL and told.get("type") != UnreachableError.__name__:
             return True
         newest = max((path.name for path in self._folder.checkpoints.glob("step-*")), default="")
         if newest > self._progress:
             self._progress, self.failed = newest, []
         found = torchrun.exits(self.text())
-        self.failed += [end for end in found[self._seen :] if end.code not in (LostPeerError.exit_code, REQUEUE)]
+        ends = [end.code for end in found[self._seen :]]
+        free = {REQUEUE} if self._alone else {REQUEUE, LostPeerError.exit_code}
+        self.failed += [end for end in found[self._seen :] if end.code not in free]
         self._seen = len(found)
+        # Who failed first: torchrun asks the others to stop, and what they say of that is no stop of the job.
+        if self._alone and not STOPPED.union({ConfigError.exit_code}).isdisjoint(ends):
+            return True
         return len(self.failed) > self._allowed
 
     def complaint(self) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import itertools
+import os
 import sys
 from typing import IO
 
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     def profile(job: JobConfig, folder: RunFolder, _: IO[str] | None) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            entrance.forget_earlier(folder)
         found = work(job, given.steps)
         if found is not None:
             folder.write(RESULT, dataclasses.asdict(found))

@@ -27,6 +27,8 @@ LOOK_S = 0.2
 _NCCL_SPARE_S = 60.0
 # How gloo and NCCL tell that a peer is gone; torch has a class of its own for some of it only.
 _LOST = re.compile(r"gloo/|NCCL|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+# How torch's store tells that its address is another's: libuv's words, and the system's.
+_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 TELL_S = 60.0
 _number = itertools.count()
 
@@ -55,7 +57,8 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
         timeout_s: how long a collective operation waits for a worker before it fails.
 
     Raises:
-        ConfigError: "cuda" without a GPU, or the rendezvous address cannot be bound or reached.
+        ConfigError: "cuda" without a GPU, or the address where the workers are to meet is taken.
+        LostPeerError: another worker did not come, or went while they met.
     """
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
@@ -72,12 +75,17 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
                 dist.init_process_group(backend, timeout=timeout)
             else:
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        except (dist.DistError, OSError) as error:
+        except (RuntimeError, OSError) as error:
+            if not (isinstance(error, OSError) or is_lost_peer(error)):
+                raise
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise ConfigError(
-                f"worker {rank} of {size} cannot meet the others at {where}: {error}; "
-                "is the port taken by another job? torchrun --master-port chooses another"
-            ) from None
+            what = f"worker {rank} of {size} cannot meet the others at {where}: {error}"
+            # Whatever else it is, a machine that dies while the others start causes it too, and is no lasting fault.
+            if size == 1 or (rank == 0 and _TAKEN.search(str(error))):
+                raise ConfigError(
+                    f"{what}; is the port taken by another job? torchrun --master-port chooses another"
+                ) from None
+            raise LostPeerError(what) from None
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
         os.environ.setdefault(name, str(value))
     return World(rank, size, local_rank, local_size, chosen)

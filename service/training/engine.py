@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,7 +145,7 @@ class Engine:
             self._scale.update()
         if self._zero and not fp16:
             # DeepSpeed has looked already, on all workers, and made no update if it was so.
-            self.bad_gradient = torch.tensor(float(self._deepspeed.optimizer.overflow), device=self.world.device)
+            self.bad_gradient = on_device([float(self._deepspeed.optimizer.overflow)], self.world.device)[0]
             spoils = spoils or (spoilt is not None and bool(self._deepspeed.optimizer.overflow))
         self.dropped = spoils
         if spoils:
@@ -348,6 +348,15 @@ class _LossScale:
     def _set(self, value: float, good: int) -> None:
         self._value, self._good = value, good
         self._optimizer.override_loss_scale(value)
+
+
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host as (len(values),) float32 on `device`, without waiting for it.
+
+    `torch.tensor` copies from pageable memory, for which the host waits until a GPU has done all it was given; a fill
+    takes its number along.
+    """
+    return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -10,7 +10,7 @@ import psutil
 
 from service import config
 from service.config import JobConfig
-from service.errors import JobError, LorotError, StorageError
+from service.errors import JobError, LorotError, StorageError, SucceededError, TakenError
 from service.run_folder import RunFolder
 from service.training import console, distributed
 from service.training.signals import Stopped
@@ -22,7 +22,7 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
     """Run `body(job, run folder, terminal on the main worker)` and return the worker's exit code.
 
     An error ends the process on the spot, after it was written to the log and to the run folder: other workers may be
-    waiting for this one for ever.
+    waiting for this one for ever. That the folder is another job's is told here only, not in that job's folder.
     """
     rank = int(os.environ.get("RANK", 0))
     try:
@@ -32,10 +32,6 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
     except LorotError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    launched = "LOROT_LAUNCHED" in os.environ
-    restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    if rank == 0 and (restarted or not launched):
-        folder.forget_error(before=psutil.Process().create_time())
     try:
         terminal = console.capture(folder.log(rank))
     except OSError as error:
@@ -46,10 +42,14 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
     except BaseException as ended:
         reason = distributed.explained(ended)
         _log.exception("this worker ends here")
-        folder.report_error(JobError(str(reason), reason.exit_code) if isinstance(reason, Stopped) else reason)
-        if rank == 0 and not launched:
-            # Without `lorot train`, which says it, nobody else would.
-            terminal.write(f"error: {folder.read(folder.error.name).get('message', reason)}\n")
+        said = str(reason)
+        is_others = isinstance(reason, TakenError | SucceededError)
+        if not is_others:
+            folder.report_error(JobError(said, reason.exit_code) if isinstance(reason, Stopped) else reason)
+            said = folder.read(folder.error.name).get("message", said)
+        if rank == 0 and (is_others or "LOROT_LAUNCHED" not in os.environ):
+            # Without `lorot train`, which says what is in the folder, nobody else would.
+            terminal.write(f"error: {said}\n")
         code = reason.exit_code if isinstance(reason, LorotError | Stopped) else 1
         # Other workers may wait for this one for ever; a clean shutdown would wait for them.
         logging.shutdown()
@@ -57,3 +57,13 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
         terminal.flush()
         os._exit(code)
     return 0
+
+
+def forget_earlier(folder: RunFolder) -> None:
+    """Remove the error of an attempt before this process's; the main worker does, once the folder is its own.
+
+    A launcher that starts its workers once has done so itself.
+    """
+    restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarted or "LOROT_LAUNCHED" not in os.environ:
+        folder.forget_error(before=psutil.Process().create_time())

@@ -14,10 +14,10 @@ from pipelines.manifest import Manifest
 from pipelines.plan import View
 from service import config, data_wait, models, pictures, report, tracking
 from service.config import JobConfig
-from service.errors import ConfigError, JobError, stop_code
+from service.errors import ConfigError, JobError, LostPeerError, stop_code
 from service.ownership import Ownership
 from service.run_folder import RunFolder
-from service.training import console, distributed, evaluation, feeding, loop, objectives, results, sample_log
+from service.training import console, distributed, entrance, evaluation, feeding, loop, objectives, results, sample_log
 from service.training.card import card_of
 from service.training.checkpoint import Checkpoint
 from service.training.distributed import World
@@ -44,9 +44,15 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         job.worker_grace_s, lambda why, code: folder.report_error(JobError(f"{why}; nothing was begun", code))
     )
     world = distributed.connect(job.device, job.timeout_s)
-    distributed.on_main(world, lambda: folder.claim(resume))
     owner = Ownership(folder.path)
-    distributed.on_main(world, owner.take)
+
+    def take() -> None:
+        # First: what is said here of a folder that is another job's would be taken for that job's end.
+        owner.take()
+        entrance.forget_earlier(folder)
+        folder.claim(resume)
+
+    distributed.on_main(world, take)
     if job.deterministic:
         torch.use_deterministic_algorithms(True)
     train_set, eval_set = feeding.open_splits(job, world)
@@ -145,6 +151,8 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
     signals.defer()
     run = _open_run(job, folder, world, train_set, eval_set, resume) if world.is_main else None
     status = "FAILED"
+    # By the other workers, which go on only when all have ended.
+    is_awaited = False
     keeper = RunKeeper(job, folder, engine, ema, display, run, facts, extra_facts, owner, watchdog)
     watch = Watch(job, engine, keeper, lambda: signals.number, display.say)
     signals.limit(
@@ -176,6 +184,8 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
                 metrics = dict(measured)
                 if found is None or not found.metrics:
                     keeper.record(metrics, lengths.total)
+        # Raises if another job has the folder by now: what follows is the end of the run.
+        keeper.finish_writing()
         weights = dict(ema.module.state_dict()) if ema is not None else engine.weights()
         used = _spent(world, began, earlier)
         skipped = left_out.write(folder)
@@ -208,11 +218,15 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
     except JobError as error:
         status = "KILLED" if error.exit_code in (stop_code(signal.SIGINT), stop_code(signal.SIGTERM)) else "FAILED"
         raise
+    except BaseException as error:
+        is_awaited = isinstance(distributed.explained(error), LostPeerError)
+        raise
     finally:
         keeper.close()
         display.close()
-        if run is not None:
-            notice = run.finish(status, **({"timeout_s": _DELIVERY_S} if status == "KILLED" else {}))
+        # One that was succeeded has no say in how the run ends.
+        if run is not None and not owner.lost:
+            notice = run.finish(status, _DELIVERY_S if is_awaited or status == "KILLED" else None)
             if notice:
                 display.say(notice)
     engine.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -82,8 +83,8 @@ class RunKeeper:
             self._watchdog.step(step)
 
     def record(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep these metrics: on disk, on the tracking server, on the screen."""
-        if not self._is_main:
+        """Keep these metrics: on disk, on the tracking server, on the screen; not in what is another job's by now."""
+        if not self._is_main or self._is_succeeded():
             return
         self._folder.append_metrics(metrics, step)
         if self._run is not None:
@@ -147,13 +148,26 @@ class RunKeeper:
         return self._writer.is_busy
 
     def write_failed(self) -> bool:
-        """Whether a checkpoint could not be written, as far as this worker knows: `finish_writing` says why."""
-        return self._writer.has_failed
+        """Whether a checkpoint could not be written, or none can be any more, since another job has the folder.
+
+        As far as this worker knows: `finish_writing` says why.
+        """
+        return self._writer.has_failed or self._is_succeeded()
 
     def finish_writing(self) -> None:
-        """Wait until all is on the disk; all workers call it. Raises StorageError on every one if it could not be."""
-        distributed.on_main(self._engine.world, self._writer.wait)
-        self._last = self._begun
+        """Wait until all is on the disk; all workers call it.
+
+        Raises:
+            StorageError: on every one: it could not be written, or another job has the folder.
+        """
+
+        def end() -> None:
+            self._writer.wait()
+            if self._owner is not None:
+                self._owner.check()
+
+        distributed.on_main(self._engine.world, end)
+        self._last = self._begun or self._last
 
     def close(self) -> None:
         """End in any case, on this worker alone: what is being written is written to its end, the folder let go."""
@@ -161,6 +175,9 @@ class RunKeeper:
             self._writer.wait()
         if self._owner is not None:
             self._owner.release()
+
+    def _is_succeeded(self) -> bool:
+        return self._owner is not None and self._owner.lost
 
     def _write(
         self,
@@ -175,7 +192,7 @@ class RunKeeper:
         self._retention.prune(folder, step)
 
     def go_on_from(self, found: Checkpoint | None) -> None:
-        """The run goes on from this checkpoint, or from nothing. All workers read the folder before any writes to it.
+        """The run goes on from this checkpoint, or from nothing. All workers call it.
 
         Nothing is being written meanwhile.
         """
@@ -187,12 +204,23 @@ class RunKeeper:
             self._folder.forget_after(found.step if found is not None else 0, unevaluated=owed)
         if found is None:
             return
+        # A shared disk may show workers different things, and they have to agree on what is best.
+        seen: list[float] = []
+        distributed.on_main(self._engine.world, lambda: seen.extend(self._best_until(found.step)))
+        told = distributed.from_main(json.dumps(seen), self._engine.world.device)
+        self._best = next(iter(json.loads(told)), None)
+        self._last = found.path
+
+    def _best_until(self, step: int) -> list[float]:
+        """The best metric of the checkpoints up to `step`; empty if none has it."""
+        best: float | None = None
+        name, mode = self._config.registry.metric, self._config.registry.mode
         for path in checkpoint.find(self._folder.checkpoints):
             with contextlib.suppress(CheckpointError):
                 kept = checkpoint.read(path)
-                if kept.step <= found.step and self.is_best(kept.metrics):
-                    self._best = kept.metrics[self._config.registry.metric]
-        self._last = found.path
+                if kept.step <= step and better(kept.metrics.get(name), best, mode):
+                    best = kept.metrics[name]
+        return [] if best is None else [best]
 
     def last_saved(self) -> str:
         """The newest checkpoint that is whole on the disk, for a message; one that is being written is none."""

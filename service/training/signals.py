@@ -17,8 +17,8 @@ from typing import NoReturn
 
 from service.errors import stop_code
 
-# Ctrl-C; what schedulers send before they take a machine away; what Slurm sends instead.
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C; what schedulers send before they take a machine away; what Slurm sends instead; a terminal that was closed.
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _LOOK_S = 0.5
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,13 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """Hears SIGINT, SIGTERM and SIGUSR1, and that whoever started this worker is gone.
+    """Hears SIGINT, SIGTERM, SIGUSR1 and SIGHUP, and that whoever started this worker is gone.
 
     Until `defer` the first of them ends the worker by raising Stopped in its main thread. From then on it is only
     noted, for the loop to ask about; however many follow change nothing. If the worker has not ended by itself when its
     time is over, in native code or wherever, a thread ends it.
+
+    torchrun would start the worker of a dead launcher again and again; the first worker of a machine tells it to end.
 
     Args:
         grace_s: seconds from the first signal to that end.
@@ -55,7 +57,10 @@ class Signals:
         self._last_words: Callable[[str, int], object] = _say
         # By torchrun; in a terminal the parent is a shell, which may leave.
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        # Older launchers say 1 here, which is a process that never goes.
         self._launcher = int(os.environ.get("LOROT_LAUNCHED") or 0)
+        # One of them: torchrun leaves its workers behind at the third signal.
+        self._tells = self._parent > 1 and os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
     def number(self) -> int:
@@ -71,7 +76,9 @@ class Signals:
         # Native code may keep the main thread from Python's handler for ever; this is written at once.
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in HEARD:
-            signal.signal(number, self._hear)
+            # nohup has it ignored, and that is to last.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._hear)
         threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
 
     def defer(self) -> None:
@@ -100,7 +107,13 @@ class Signals:
             left = began + self._grace_s - time.monotonic() if first else None
             if left is not None and left <= 0:
                 self._end(first)
-            select.select([descriptor], [], [], None if left is None else min(left, _LOOK_S))
+            if self._tells and self._launcher_is_gone():
+                self._tells = False
+                if os.getppid() == self._parent:
+                    _log.warning("the launcher is gone; telling torchrun to end")
+                    os.kill(self._parent, signal.SIGTERM)
+            wait_s = _LOOK_S if self._tells and self._launcher > 1 else None
+            select.select([descriptor], [], [], wait_s if left is None else min(left, _LOOK_S))
             with contextlib.suppress(BlockingIOError):
                 for number in os.read(descriptor, 64):
                     if number in HEARD and not first:
@@ -118,16 +131,17 @@ class Signals:
             os._exit(code)
 
     def _is_orphan(self) -> bool:
-        if self._parent and os.getppid() != self._parent:
+        return (self._parent > 0 and os.getppid() != self._parent) or self._launcher_is_gone()
+
+    def _launcher_is_gone(self) -> bool:
+        if self._launcher <= 1:
+            return False
+        try:
+            os.kill(self._launcher, 0)
+        except ProcessLookupError:
             return True
-        # Older launchers say 1 here, which is a process that never goes.
-        if self._launcher > 1:
-            try:
-                os.kill(self._launcher, 0)
-            except ProcessLookupError:
-                return True
-            except PermissionError:
-                return False
+        except PermissionError:
+            return False
         return False
 
 

@@ -102,6 +102,8 @@ def facts_of(job: JobConfig, lengths: Lengths, train_set: Manifest, eval_set: Ma
     return {
         "seed": job.seed,
         "global_batch": job.global_batch,
+        # BatchNorm's groups: an order's cut into them is part of what the network computes.
+        "micro_batch": job.micro_batch,
         "data_digest": train_set.digest,
         "eval_digest": eval_set.digest,
         "samples_per_epoch": lengths.samples,

@@ -15,7 +15,7 @@ from torch import Tensor
 from service.config import JobConfig
 from service.errors import NonFiniteLossError
 from service.training import distributed
-from service.training.engine import Engine
+from service.training.engine import Engine, on_device
 
 # Batches of an evaluation that a GPU's answer is read behind, lest the host waits for it.
 _EVALUATION_LAG = 8
@@ -55,9 +55,32 @@ class _Step:
     """A step whose answer has not been read."""
 
     number: int
-    votes: Tensor
+    votes: "_Answer"
     losses: list[Tensor]
     ids: list[Tensor]
+
+
+class _Answer:
+    """Numbers on their way from the device.
+
+    A GPU's are sent off at once: asked for later, they would come after all that it was given in between.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._sent: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+
+    def read(self) -> list[float]:
+        """Waits for them, and for nothing that the device was given after them."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        numbers: list[float] = self._values.tolist()
+        return numbers
 
 
 class Watch:
@@ -89,7 +112,7 @@ class Watch:
         self._losses: list[Tensor] = []
         self._ids: list[Tensor] = []
         self._waiting: list[_Step] = []
-        self._asking: list[Tensor] = []
+        self._asking: list[_Answer] = []
         self._asked = -1
         self._stop = 0
         self._left_out: set[int] = set()
@@ -151,15 +174,15 @@ class Watch:
 
     def asked_to_stop(self) -> bool:
         """Whether a signal has asked any worker to stop; for long work between steps. All workers call it alike."""
-        self._asking.append(self._engine.agree(self._signals(), buffers=False))
+        self._asking.append(_Answer(self._engine.agree(self._signals(), buffers=False)))
         while len(self._asking) > (_EVALUATION_LAG if self._lags else 0):
-            self._hear(*self._asking.pop(0).tolist())
+            self._hear(*self._asking.pop(0).read())
         return self._stop != 0
 
     def settle(self) -> int:
         """The number of the signal that asked any worker to stop, or 0, with every answer read."""
         while self._asking:
-            self._hear(*self._asking.pop(0).tolist())
+            self._hear(*self._asking.pop(0).read())
         return self._stop
 
     def _ask(self, step: int) -> None:
@@ -167,22 +190,23 @@ class Watch:
         device = self._engine.world.device
         bad = [self.spoilt(), self._engine.bad_gradient] if self._losses else [torch.zeros((), device=device)] * 2
         rest = [float(self._keeper.save_is_due()), float(self._keeper.write_failed())]
-        votes = torch.cat([torch.stack(bad), self._signals(), torch.tensor(rest, device=device)])
+        votes = torch.cat([torch.stack(bad), self._signals(), on_device(rest, device)])
         # After an update left out the buffers are alike everywhere; their mean might not be, in its last bit.
         moved = bool(self._losses) and not self._engine.dropped
-        self._waiting.append(_Step(step, self._engine.agree(votes, buffers=moved), self._losses, self._ids))
+        answer = _Answer(self._engine.agree(votes, buffers=moved))
+        self._waiting.append(_Step(step, answer, self._losses, self._ids))
         self._losses, self._ids = [], []
 
     def _signals(self) -> Tensor:
         number = self._heard()
-        return torch.tensor([float(number == 2), float(number not in (0, 2))], device=self._engine.world.device)
+        return on_device([float(number == 2), float(number not in (0, 2))], self._engine.world.device)
 
     def _hear(self, interrupted: float, terminated: float) -> None:
         # The first that was agreed on counts.
         self._stop = self._stop or (2 if interrupted else 15 if terminated else 0)
 
     def _read(self, step: _Step) -> bool:
-        bad_loss, bad_gradient, interrupted, terminated, save, failed = step.votes.tolist()
+        bad_loss, bad_gradient, interrupted, terminated, save, failed = step.votes.read()
         if failed:
             self._keeper.finish_writing()
         if bad_loss or bad_gradient:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,13 +60,10 @@ class Watchdog:
         folder: seen by all workers.
         timeout_s: without a step, a micro-batch or an evaluated batch. Up to the first batch of a loader, which all
             workers wait for together, it is ten minutes if that is more.
-        end: ends the process from the thread, with an exit code.
     """
 
-    def __init__(
-        self, folder: RunFolder, world: World, timeout_s: float, *, end: Callable[[int], object] = os._exit
-    ) -> None:
-        self._folder, self._world, self._timeout_s, self._end = folder, world, timeout_s, end
+    def __init__(self, folder: RunFolder, world: World, timeout_s: float) -> None:
+        self._folder, self._world, self._timeout_s = folder, world, timeout_s
         self._every_s = min(5.0, timeout_s / 10)
         self._place = folder.path / "workers"
         # Signs of an earlier attempt lie there too.
@@ -160,7 +157,7 @@ class Watchdog:
             self._folder.report_error(error)
             _log.error("this worker ends here: %s", error)
             logging.shutdown()
-            self._end(error.exit_code)
+            os._exit(error.exit_code)
 
     def _tell(self, error: BaseException | None, signs: list[Sign] | None) -> str:
         """What this worker knows of the loss; `signs`: of the others that are still alive, None if nobody looked."""

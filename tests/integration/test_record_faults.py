@@ -264,11 +264,11 @@ class TestWhateverTheDatabase:
         run = tracking.open_run(config(proxy, str(fault)[:60]), name="job", folder=tmp_path / "run")
         assert run.settle(60)
         proxy.plan = lambda request: fault
-        began = time.monotonic()
+        proxy.requests.clear()
         for step in range(1, 2001):
             run.log_metrics({"loss": float(step)}, step)
-        # None of the writes has waited for an answer, which takes seconds.
-        assert time.monotonic() - began < 2
+        # None of the writes has waited for an answer: there were hardly any questions.
+        assert len(proxy.requests) < 200
         assert run.finish(timeout_s=1) != ""
         proxy.heal()
         deadline = time.monotonic() + 30

@@ -43,6 +43,21 @@ def test_a_run_is_counted_as_by_hand() -> None:
     text = shown(found)
     assert "128 = 2 workers x micro-batch 32 x accumulation 2" in text
     assert "24 (3 epochs; 7.8 an epoch of 1,000)" in text
+    assert "3, every 10 steps, and 1 minute after the last one; the last 2 and the best stay" in text
+
+
+@pytest.mark.parametrize(
+    ("saves", "told"),
+    [
+        ({"every": "10 steps", "every_minutes": None}, "8, every 10 steps; the last 2 and the best stay"),
+        ({"every": None, "every_minutes": 2.5}, "2.5 minutes after the last one; the last 2 and the best stay"),
+        ({"every": None, "every_minutes": None}, ""),
+    ],
+)
+def test_checkpoints_are_told_by_steps_and_by_the_clock(saves: dict[str, object], told: str) -> None:
+    found = check.examine(config.resolve(SMALL | {"duration": "80 steps", "checkpoint": saves}), workers=1)
+    lines = [line.split(maxsplit=1)[1].strip() for line in shown(found).splitlines() if line.startswith("checkpoints")]
+    assert lines == ([told] if told else [])
 
 
 def test_nothing_is_drawn_written_or_started(tmp_path: Path) -> None:

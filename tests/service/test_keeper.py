@@ -1,7 +1,9 @@
 """Saving while training goes on: what is in a checkpoint, when it counts, and what a failure does."""
 
 import errno
+import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from service import config
 from service.errors import StorageError
 from service.ownership import Ownership
 from service.run_folder import RunFolder
-from service.training import checkpoint, keeper
+from service.training import checkpoint, distributed, keeper
 from service.training.distributed import World
 from service.training.keeper import RunKeeper
 
@@ -176,6 +178,7 @@ def test_going_back_to_an_earlier_one_forgets_what_came_after_it(tmp_path: Path,
     first = newest(tmp_path)
     made.save(2, {"val/top1": 0.9}, wait=True)
     made.go_on_from(first)
+    made.finish_writing()
     assert made.last_saved().endswith("step-00000001")
     assert made.is_best({"val/top1": 0.5})
 
@@ -193,6 +196,68 @@ def test_nothing_is_written_once_another_job_has_the_folder(tmp_path: Path, stat
         made.save(2, {}, wait=True)
     made.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_an_owner_that_was_succeeded_writes_no_record_and_ends_all_workers(tmp_path: Path, state: State) -> None:
+    owner, folder = Ownership(tmp_path), RunFolder(tmp_path)
+    owner.take()
+    run, display, engine = Said(), Said(), state
+    made = RunKeeper(config.resolve({}), folder, engine, None, display, run, {}, dict, owner)  # type: ignore[arg-type]
+    made.record({"train/loss": 1.0}, 1)
+    assert not made.write_failed()
+    made.finish_writing()
+    Ownership(tmp_path)._beat()
+    with pytest.raises(StorageError):
+        # As the thread that gives the signs of life does.
+        owner.check()
+    made.record({"train/loss": 2.0}, 2)
+    assert made.write_failed()
+    with pytest.raises(StorageError, match="has taken this run over"):
+        made.finish_writing()
+    made.close()
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1]
+    assert run.steps == [1]
+
+
+class Said:
+    """A run of the tracking server, and a terminal, that note which steps they were told of."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.steps.append(step)
+
+    def figures(self, metrics: dict[str, float]) -> None: ...
+
+
+def test_what_is_best_is_what_the_main_worker_sees(
+    tmp_path: Path, state: State, made: RunKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a shared disk that shows the second worker one checkpoint less."""
+    for step, top1 in ((1, 0.1 + 0.2), (2, 0.7), (3, 0.9)):
+        made.save(step, {"val/top1": top1}, wait=True)
+    second = checkpoint.read(checkpoint.place(tmp_path / "checkpoints", 2))
+    told: list[str] = []
+
+    def send(text: str, device: torch.device) -> str:
+        told.append(text)
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "from_main", send)
+        made.go_on_from(second)
+    shutil.rmtree(second.path)
+    other = State()
+    other.world = World(1, 2, 1, 2, torch.device("cpu"))
+    follower = RunKeeper(config.resolve({}), RunFolder(tmp_path), other, None, None, None, {}, dict)  # type: ignore[arg-type]
+    received = iter(told)
+    monkeypatch.setattr(distributed, "from_main", lambda text, device: next(received))
+    follower.go_on_from(second)
+    for worker in (made, follower):
+        assert not worker.is_best({"val/top1": 0.7})
+        assert worker.is_best({"val/top1": 0.7000000000000001})
+    assert list(received) == []
 
 
 class Clock:

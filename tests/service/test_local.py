@@ -10,11 +10,12 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines import amounts
-from service import config, machine
-from service.errors import ConfigError, JobError, LorotError, TrackingError
+from service import config, holder, machine, ownership
+from service.errors import ConfigError, JobError, LorotError, TakenError, TrackingError
 from service.jobs import local, torchrun
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,9 @@ def test_a_worker_that_is_killed_is_named_with_the_signal_and_the_likely_cause(
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
+)
 def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: signal.Signals, exit_code: int) -> None:
     (here / "stand_in.py").write_text(
         textwrap.dedent("""
@@ -132,6 +135,7 @@ def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: si
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGUSR1, stop)
+        signal.signal(signal.SIGHUP, stop)
         pathlib.Path(f"started{rank}").touch()
         time.sleep(120)
         """)
@@ -166,6 +170,44 @@ def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: si
     for rank in range(2):
         assert (here / f"stopped{rank}").read_text() == f"{int(number)} "
         assert (here / f"ended{rank}").exists()
+
+
+def test_torchrun_ends_with_its_launcher_instead_of_restarting_the_workers_for_ever(here: Path) -> None:
+    (here / "stand_in.py").write_text(
+        textwrap.dedent("""
+        import os, pathlib, sys, time
+        from service.training.signals import Signals
+        signals = Signals()
+        signals.listen()
+        signals.defer()
+        pathlib.Path("torchrun.pid").write_text(str(os.getppid()))
+        with pathlib.Path("starts").open("a") as file:
+            file.write("x")
+        while not signals.number:
+            time.sleep(0.01)
+        sys.exit(75)
+        """)
+    )
+    program = textwrap.dedent("""
+        from service.jobs import local
+        local.WORKER = "stand_in"
+        local.tracking.ensure_ready = lambda uri: None
+        local.run("job.yaml", ["workers=1"], max_restarts=3)
+        """)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
+    launcher = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
+    try:
+        wait_for(lambda: (here / "starts").exists(), launcher)
+        agent = psutil.Process(int((here / "torchrun.pid").read_text()))
+    finally:
+        launcher.kill()
+        launcher.wait()
+    try:
+        agent.wait(timeout=60)
+        assert not holder.is_launched(here / "runs/job")
+    finally:
+        for process in [*agent.children(recursive=True), agent] if agent.is_running() else []:
+            process.kill()
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 100) -> None:  # type: ignore[no-untyped-def]
@@ -220,6 +262,23 @@ def test_two_jobs_never_share_a_run_folder(here: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(local, "_supervise", start_another)
     local.run("job.yaml")
+
+
+def test_a_folder_in_which_the_workers_of_a_plain_torchrun_write_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing_starts(monkeypatch)
+    monkeypatch.setattr(ownership, "WATCH_S", 0.5)
+    folder = here / "runs/job"
+    folder.mkdir(parents=True)
+    (folder / "error.json").write_text('{"message": "of the other job"}')
+    owner = ownership.Ownership(folder)
+    owner.take()
+    for resume in (False, True):
+        with pytest.raises(TakenError, match=f"another job runs there \\(process {os.getpid()}"):
+            local.run("job.yaml", resume=resume)
+    assert "of the other job" in (folder / "error.json").read_text()
+    owner.release()
 
 
 def test_an_earlier_run_is_only_gone_on_with_or_set_aside_when_asked_to(

@@ -1,11 +1,14 @@
 """Steps whose loss or gradient is not finite, through loop and engine, beside a loop that never saw them."""
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.batch import Batch
 from service.config import JobConfig, resolve
@@ -180,6 +183,39 @@ def spoil_gradient(trained: Trained) -> None:
         return torch.full_like(gradient, torch.inf) if count == BAD * 2 else gradient
 
     next(iter(trained.engine.module.parameters())).register_hook(spoil)
+
+
+class Made(TorchDispatchMode):
+    """Notes who makes a tensor out of the host's numbers, which a GPU would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "lift_fresh" in str(func):
+            outside = [frame for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
+            self.by.append(Path(outside[-1].filename).name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_what_the_workers_tell_each_other_is_made_on_the_device(zero_stage: int) -> None:
+    with Made() as seen:
+        torch.tensor([1.0])
+    assert seen.by == [Path(__file__).name]
+    trained = Trained(job(zero_stage=zero_stage))
+    batch = next(batches(0, spoil=False))
+    for _ in range(2):
+        trained.engine.backward(objectives.compute(trained.engine, batch, trained.config.objective).losses["loss"])
+        trained.watch.note(torch.ones(()), batch.ids)
+    with Made() as seen:
+        assert not trained.watch.asked_to_stop()
+        trained.engine.step(0.1)
+        trained.watch.agree(1)
+    trained.engine.close()
+    # DeepSpeed makes some of its own.
+    assert not {"engine.py", "watch.py"} & set(seen.by)
 
 
 def test_by_default_the_run_stops_and_names_step_samples_and_checkpoint() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from service import ownership
-from service.errors import ConfigError, StorageError
+from service.errors import ConfigError, StorageError, SucceededError, TakenError
 from service.ownership import Ownership
 
 HOLDS = """
@@ -60,18 +60,22 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-def test_a_living_owner_is_named_and_a_killed_one_is_succeeded_at_once(
-    tmp_path: Path, other: subprocess.Popen[str]
+def test_a_living_owner_is_named_and_a_killed_one_is_succeeded_without_watching_it(
+    tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=f"another job runs there \\(process {other.pid} on .*name=OTHER"):
+    with pytest.raises(TakenError, match=f"another job runs there \\(process {other.pid} on .*name=OTHER"):
         Ownership(tmp_path).take()
     with pytest.raises(ConfigError):
         ownership.refuse_if_owned(tmp_path)
     other.kill()
     other.wait()
-    mine, began = Ownership(tmp_path), time.monotonic()
-    mine.take()
-    assert time.monotonic() - began < 1
+    mine = Ownership(tmp_path)
+    # Whoever waits for a lock, or for a sign of life, sleeps between two looks.
+    naps: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", naps.append)
+        mine.take()
+    assert naps == []
     mine.check()
     mine.release()
     ownership.refuse_if_owned(tmp_path)
@@ -126,7 +130,7 @@ def test_an_owner_that_seemed_dead_finds_that_it_was_succeeded(tmp_path: Path) -
     time.sleep(0.5)
     second = Ownership(tmp_path, "two")
     second.take()
-    with pytest.raises(StorageError, match="taken this run over while this worker stood still"):
+    with pytest.raises(SucceededError, match="taken this run over while this worker stood still"):
         first.check()
     second.check()
     first.release()
@@ -137,6 +141,24 @@ def test_an_owner_that_seemed_dead_finds_that_it_was_succeeded(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("no_locks")
+def test_an_owner_notes_at_a_sign_of_life_that_it_was_succeeded_and_does_not_forget_it(tmp_path: Path) -> None:
+    first, second = Ownership(tmp_path, "one"), Ownership(tmp_path, "two")
+    first.take()
+    assert not first.lost
+    second._beat()
+    deadline = time.monotonic() + 30
+    while not first.lost and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert first.lost
+    # As it leaves the folder at its end.
+    (tmp_path / "owner.json").unlink()
+    with pytest.raises(StorageError, match=f"process {os.getpid()} on .* has taken this run over"):
+        first.check()
+    first.release()
+    assert not second.lost
+
+
+@pytest.mark.usefixtures("no_locks")
 def test_an_owner_that_wakes_up_does_not_take_its_place_back(tmp_path: Path) -> None:
     first, second = Ownership(tmp_path, "one"), Ownership(tmp_path, "two")
     first.take()
@@ -144,6 +166,30 @@ def test_an_owner_that_wakes_up_does_not_take_its_place_back(tmp_path: Path) -> 
     time.sleep(1.0)
     second.check()
     first.release()
+
+
+def test_a_lock_that_is_kept_for_a_machine_without_power_does_not_hold_the_folder(tmp_path: Path) -> None:
+    lost = holder(tmp_path, "elsewhere")
+    try:
+        with pytest.raises(TakenError, match=f"process {lost.pid}"):
+            Ownership(tmp_path, "here").take()
+        # Its lock stays, its beat does not.
+        lost.send_signal(signal.SIGSTOP)
+        mine = Ownership(tmp_path, "here")
+        mine.take()
+        assert not mine.lost
+        # Without the lock, it is watched like an owner of another machine, by its own machine's others too.
+        with pytest.raises(TakenError, match=f"process {os.getpid()}"):
+            Ownership(tmp_path, "here").take()
+        lost.kill()
+        lost.wait()
+        with pytest.raises(TakenError, match=f"process {os.getpid()}"):
+            Ownership(tmp_path, "here").take()
+        mine.check()
+        mine.release()
+    finally:
+        lost.kill()
+        lost.communicate()
 
 
 def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:

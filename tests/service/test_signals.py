@@ -36,7 +36,9 @@ def process(program: str, **environment: str) -> Iterator[subprocess.Popen[str]]
                 stream.close()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
+)
 def test_before_there_is_anything_to_save_a_signal_ends_the_process_at_once(number: signal.Signals, code: int) -> None:
     program = """
         signals = Signals()
@@ -176,6 +178,67 @@ def test_a_worker_whose_torchrun_is_gone_stops_too() -> None:
         agent.wait()
         assert agent.stdout is not None
         assert agent.stdout.readline() == f"{int(signal.SIGTERM)}\n"
+
+
+def test_a_closed_terminal_is_not_heard_under_nohup() -> None:
+    program = """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+        signals = Signals()
+        signals.listen()
+        signals.defer()
+        print("ready", flush=True)
+        os.kill(os.getpid(), signal.SIGHUP)
+        before = signals.number
+        os.kill(os.getpid(), signal.SIGUSR1)
+        print(before, signals.number)
+    """
+    with process(program) as child:
+        said, _ = child.communicate(timeout=30)
+    assert said == f"0 {int(signal.SIGUSR1)}\n"
+
+
+AGENT = """
+    import subprocess
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    inner = "\\n".join((
+        "import time",
+        "from service.training.signals import Signals",
+        "signals = Signals()",
+        "signals.listen()",
+        "signals.defer()",
+        "print('up', flush=True)",
+        "time.sleep(3600)",
+    ))
+    workers = []
+    for rank in range(3):
+        line = [sys.executable, "-c", inner]
+        own = os.environ | {"LOCAL_RANK": str(rank)}
+        workers.append(subprocess.Popen(line, env=own, stdout=subprocess.PIPE, text=True))
+    for worker in workers:
+        assert worker.stdout.readline() == "up\\n"
+    print("ready", flush=True)
+    until = time.monotonic() + 60
+    while not told and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(2.0)  # in which the others would have told it too
+    for worker in workers:
+        worker.kill()
+    print(told)
+"""
+
+
+def test_the_torchrun_of_a_dead_launcher_is_told_once_to_end_even_while_its_workers_hang() -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    try:
+        with process(AGENT, TORCHELASTIC_RUN_ID="7", LOROT_LAUNCHED=str(launcher.pid)) as agent:
+            launcher.kill()
+            launcher.wait()
+            said, complaint = agent.communicate(timeout=100)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert said == f"[{int(signal.SIGTERM)}]\n", complaint
 
 
 def test_listening_costs_no_heavy_import() -> None:

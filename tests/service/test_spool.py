@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import spool
-from service.errors import StorageError, TrackingError
+from service.errors import StorageError, TakenError
 from service.spool import RefusedError, Sender, Spool, deliver_next
 
 
@@ -92,7 +92,7 @@ def test_a_record_longer_than_a_read_arrives(tmp_path: Path) -> None:
 
 def test_a_second_job_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     first = new_spool(tmp_path)
-    with pytest.raises(TrackingError, match="held by another job"):
+    with pytest.raises(TakenError, match="held by another job"):
         Spool(tmp_path / "spool.jsonl", {"run_id": "s"})
     first.close()
     Spool(tmp_path / "spool.jsonl", {"run_id": "r"}).close()

@@ -47,6 +47,7 @@ def resume(place: Path, written: dict[str, Any], now: dict[str, Any]) -> checkpo
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
+        ("micro_batch=32", "micro_batch: 64 then, 32 now"),
         ("data.order=blocks", "data.order: 'global' then, 'blocks' now"),
         ("data.repeats=2", "data.repeats: 1 then, 2 now"),
         ("data.train_limit=1000", "data.train_limit: None then, 1000 now"),

@@ -1,6 +1,7 @@
 """The machines of a job, torchrun's command line and its log, and the account of restarts."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from service import config
 from service.errors import ConfigError
-from service.jobs import nodes, torchrun
+from service.jobs import local, nodes, torchrun
 from service.jobs.nodes import Nodes
 from service.jobs.restarts import Account
 from service.run_folder import RunFolder
@@ -184,7 +185,76 @@ def test_what_no_restart_would_mend_ends_the_job_at_once(folder: RunFolder) -> N
         assert account.is_over() == over, kind
 
 
-def test_a_stop_that_was_asked_for_ends_a_job_of_one_machine_only(folder: RunFolder) -> None:
-    folder.write("error.json", {"type": "JobError", "message": "stopped", "exit_code": 75})
-    assert opened(folder, 3, alone=True)[0].is_over()
-    assert not opened(folder, 3, alone=False)[0].is_over()
+@pytest.mark.parametrize("code", [75, 130])
+def test_a_stop_that_was_asked_for_ends_a_job_of_one_machine_only(folder: RunFolder, code: int) -> None:
+    alone, log = opened(folder, 3, alone=True)
+    one_of_several, _ = opened(folder, 3)
+    write(log, code)
+    assert alone.is_over()
+    assert not one_of_several.is_over()
+
+
+def test_a_worker_that_torchrun_stopped_after_another_was_killed_is_no_stop_of_the_job(folder: RunFolder) -> None:
+    account, log = opened(folder, 1, alone=True)
+    folder.write("error.json", {"type": "JobError", "message": "stopped by SIGTERM", "exit_code": 75})
+    write(log, -9)
+    assert not account.is_over()
+    write(log, -9)
+    assert account.is_over()
+    error = local.failure(folder, account, 1, 0)
+    assert str(error).startswith("workers of this machine failed 2 times")
+    assert "stopped by SIGTERM" not in str(error)
+
+
+def test_the_word_of_a_worker_that_was_stopped_is_not_taken_for_that_of_one_that_failed(folder: RunFolder) -> None:
+    account, log = opened(folder, 0, alone=True)
+    folder.write("error.json", {"type": "JobError", "message": "stopped by SIGTERM", "exit_code": 75})
+    write(log, 1)
+    error = local.failure(folder, account, 1, 0)
+    assert (error.exit_code, "no worker said why" in str(error)) == (1, True)
+    write(log, 75)
+    assert local.failure(folder, account, 1, 0).exit_code == 75
+
+
+def test_a_hang_that_recurs_uses_up_the_restarts_of_one_machine(folder: RunFolder) -> None:
+    account, log = opened(folder, 1, alone=True)
+    write(log, 8)
+    assert not account.is_over()
+    folder.write("error.json", {"type": "LostPeerError", "message": "worker 1 stopped answering", "exit_code": 8})
+    write(log, 8)
+    assert account.is_over()
+    said = str(local.failure(folder, account, 1, 0))
+    assert "failed 2 times" in said
+    assert "worker 1 stopped answering" in said
+
+
+def test_a_folder_that_another_job_has_is_tried_again_by_one_of_several_machines_only(folder: RunFolder) -> None:
+    alone, log = opened(folder, 2, alone=True)
+    one_of_several, _ = opened(folder, 2)
+    write(log, 2, 2)
+    assert alone.is_over()
+    assert local.failure(folder, alone, 1, 0).exit_code == 2
+    assert not one_of_several.is_over()
+    write(log, 2)
+    assert one_of_several.is_over()
+
+
+def test_the_script_for_plain_torchrun_has_the_options_of_lorot_train(tmp_path: Path) -> None:
+    told = tmp_path / "torchrun"
+    told.write_text('#!/bin/sh\nprintf "%s\\n" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" "$@"\n')
+    told.chmod(0o755)
+    root = Path(__file__).parents[2]
+    line = [str(root / "configs/launch/torchrun.sh"), "2:4", "meet.example:29400", "8", "week", "job.yaml", "seed=7"]
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ADDRESS": "10.1.2.3"}
+    done = subprocess.run(["bash", *line], env=environment, capture_output=True, text=True, check=True)
+    shares_store, *given = done.stdout.splitlines()
+    assert shares_store == torchrun.environment(8)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"]
+    found = options(["torch.distributed.run", *given])
+    shutdown_s = config.resolve({"data": {"name": "demo"}}).shutdown_s
+    line = torchrun.command(
+        "job.yaml", ["seed=7"], workers=8, shutdown_s=shutdown_s, resume=True, nodes=SEVERAL, restarts=True
+    )
+    wanted = options(line)
+    # torchrun itself has to end such a job at some time.
+    assert 3 < int(found.pop("max_restarts")) < int(wanted.pop("max_restarts"))
+    assert found == wanted

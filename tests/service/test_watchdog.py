@@ -1,8 +1,9 @@
 """What a worker does that makes no progress, or hears nothing of the others."""
 
+import re
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -16,58 +17,99 @@ from service.training.distributed import World
 from service.training.watchdog import Watchdog
 
 
-def world(size: int = 1) -> World:
+def world(size: int) -> World:
     return World(0, size, 0, size, torch.device("cpu"))
 
 
-def watchdog(folder: Path, timeout_s: float, size: int = 1) -> tuple[Watchdog, list[int]]:
-    """One that only notes the exit code with which it would have ended the process."""
-    ended: list[int] = []
-    return Watchdog(RunFolder(folder), world(size), timeout_s, end=ended.append), ended
+# A worker is a process of its own: its watchdog ends it, from a thread or from a timer that needs no Python.
+WORKER = """
+import ctypes, sys, threading, time
+from itertools import count
+from pathlib import Path
+import torch
+from service.run_folder import RunFolder
+from service.training.distributed import World
+from service.training.watchdog import Watchdog
+
+folder, timeout_s = Path(sys.argv[1]), float(sys.argv[2])
+dog = Watchdog(RunFolder(folder), World(0, 1, 0, 1, torch.device("cpu")), timeout_s)
+
+def signs():
+    path = folder / "workers" / "rank0.json"
+    return RunFolder(path.parent).read(path.name).get("count", 0)
+"""
 
 
-def test_a_worker_that_waits_too_long_for_a_batch_ends_with_its_step_its_place_and_its_stack(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    release = threading.Event()
+def ended(folder: Path, timeout_s: float, body: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-c", WORKER + body, str(folder), str(timeout_s)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
 
-    def batches() -> Iterator[int]:
-        # The first may take its time.
-        time.sleep(1.0)
-        yield 1
-        release.wait(20)
 
-    dog, ended = watchdog(tmp_path, 0.3)
-    with dog:
-        for _ in dog.through(batches(), "waiting for a batch", "training"):
-            dog.step(7)
-            threading.Timer(1.0, release.set).start()
-    assert ended[0] == 1
+def test_a_worker_that_waits_too_long_for_a_batch_ends_with_its_step_its_place_and_its_stack(tmp_path: Path) -> None:
+    body = """
+def batches():
+    time.sleep(1.5)  # The first may take its time.
+    yield 1
+    threading.Event().wait(100)
+
+with dog:
+    for _ in dog.through(batches(), "waiting for a batch", "training"):
+        dog.step(7)
+        print("the first came", flush=True)
+print("left alone")
+"""
+    worker = ended(tmp_path, 1, body)
+    assert (worker.returncode, worker.stdout) == (1, "the first came\n"), worker.stderr
     told = RunFolder(tmp_path).read("error.json")["message"]
-    assert "no progress within timeout_s=0.3: worker 0: step 7, waiting for a batch for 0 s, at " in told
+    assert re.search(r"no progress within timeout_s=1: worker 0: step 7, waiting for a batch for \d+ s, at ", told)
     assert "wait < threading.py" in told
-    assert "in batches" in capfd.readouterr().err
+    assert "in batches" in worker.stderr
+    # The thread did it, not the timer that stands behind it.
+    assert "Timeout" not in worker.stderr
 
 
 def test_a_worker_that_goes_on_is_left_alone_however_long_it_takes(tmp_path: Path) -> None:
-    dog, ended = watchdog(tmp_path, 0.4)
-    began = time.monotonic()
-    with dog:
-        for number in dog.through(count(), "waiting", "working"):
-            time.sleep(0.1)
-            if number == 12:
-                break
-    assert time.monotonic() - began > 1.2
-    assert ended == []
+    # A sign is left every tenth of the limit: two limits pass.
+    body = """
+with dog:
+    for _ in dog.through(count(), "waiting", "working"):
+        time.sleep(0.05)
+        if signs() >= 20:
+            break
+print("left alone")
+"""
+    worker = ended(tmp_path, 2, body)
+    assert (worker.returncode, worker.stdout) == (0, "left alone\n"), worker.stderr
     assert not (tmp_path / "error.json").exists()
 
 
+def test_a_worker_that_keeps_pythons_lock_is_ended_too_and_shows_where(tmp_path: Path) -> None:
+    body = """
+with dog:
+    for _ in dog.through(iter([1, 2]), "waiting", "working"):
+        while signs() < 2:
+            time.sleep(0.05)
+        ctypes.PyDLL(None).sleep(20)
+print("left alone")
+"""
+    worker = ended(tmp_path, 1, body)
+    assert (worker.returncode, worker.stdout) == (1, ""), worker.stderr
+    assert "Timeout" in worker.stderr
+    assert 'File "<string>"' in worker.stderr
+
+
 def test_nobody_is_watched_after_the_end(tmp_path: Path) -> None:
-    dog, ended = watchdog(tmp_path, 0.2)
-    with dog:
-        pass
-    time.sleep(0.6)
-    assert ended == []
+    body = """
+with dog:
+    for _ in dog.through(iter([1]), "waiting", "working"):
+        while signs() < 2:
+            time.sleep(0.05)
+time.sleep(3)
+print("left alone")
+"""
+    worker = ended(tmp_path, 1, body)
+    assert (worker.returncode, worker.stdout) == (0, "left alone\n"), worker.stderr
+    assert not (tmp_path / "error.json").exists()
 
 
 def sign(folder: Path, rank: int, count: int, attempt: str) -> None:
@@ -80,7 +122,7 @@ def test_a_timeout_names_who_stopped_answering_and_the_last_step_of_each(
 ) -> None:
     """Worker 1 lives on, worker 2 froze, worker 3 is of an attempt before this one."""
     monkeypatch.setattr(distributed, "from_main", lambda text, device: "now")
-    dog, _ = watchdog(tmp_path, 0.5, size=4)
+    dog = Watchdog(RunFolder(tmp_path), world(4), 0.5)
     over = threading.Event()
 
     def live() -> None:
@@ -126,6 +168,6 @@ def test_the_loss_of_a_worker_is_told_from_other_errors(error: Exception, lost: 
 
 def test_an_error_of_its_own_passes_the_watchdog_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "from_main", lambda text, device: "now")
-    dog, _ = watchdog(tmp_path, 5, size=2)
+    dog = Watchdog(RunFolder(tmp_path), world(2), 5)
     with pytest.raises(DataError, match="a shard is gone"), dog:
         raise DataError("a shard is gone")
