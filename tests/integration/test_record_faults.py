@@ -306,4 +306,4 @@ class TestWhateverTheDatabase:
         assert [(point.step, point.value) for point in history] == expected
         files = {item.path for item in api.list_artifacts(found.info.run_id)}
         assert files >= {"config.yaml", "summary.json", "report.html", "model"}
-        assert f"models:/small/{version.version}" in (job.path / "report.html").read_text()
+        assert f"small, version {version.version}" in (job.path / "report.html").read_text()

@@ -14,7 +14,7 @@ from small_model import CARD, written
 from service import recovery, registry, store, tracking
 from service.cli import main
 from service.config import TrackingConfig
-from service.errors import ConfigError, JobError, TrackingError
+from service.errors import ConfigError, JobError, TakenError, TrackingError
 from service.holder import Holder
 from service.jobs import outcome
 from service.run_folder import RunFolder
@@ -213,7 +213,7 @@ def test_a_folder_in_which_another_job_records_costs_no_run_that_is_running_for_
 ) -> None:
     monkeypatch.setattr(tracking, "_PATIENCE_S", 0.2)
     first = tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
-    with pytest.raises(TrackingError, match="held by another job"):
+    with pytest.raises(TakenError, match="held by another job"):
         tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
     first.finish()
     api = tracking.client()
