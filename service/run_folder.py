@@ -5,6 +5,7 @@ run.json          its MLflow run                    confusion.json   counts of (
 metrics.jsonl     a line per record                 samples.png      what the network was shown
 checkpoints/      one folder per saved step         model/           what is registered
 log-rank*.txt     everything third parties print    error.json       why it failed
+.reserve          room for that word on a full disk
 """
 
 import contextlib
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ConfigError, LorotError, StorageError
+
+_RESERVE = ".reserve"
+_RESERVE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,15 @@ class RunFolder:
                 f"{self.path}: holds an earlier run. --resume goes on with it, --restart sets it aside and begins "
                 "anew, name=OTHER leaves it alone"
             )
+        reserve = self.path / _RESERVE
+        with contextlib.suppress(OSError):
+            if not reserve.exists():
+                reserve.write_bytes(bytes(_RESERVE_BYTES))
+
+    def make_room(self) -> None:
+        """Give up what `claim` has set aside, so that a full disk takes the last words of a job."""
+        with contextlib.suppress(OSError):
+            (self.path / _RESERVE).unlink(missing_ok=True)
 
     def is_taken(self) -> bool:
         """Whether a run has left a checkpoint or a summary here."""
@@ -155,6 +168,9 @@ class RunFolder:
         try:
             with self.error.open("x") as file:
                 json.dump(content, file)
-        except OSError:
-            # Either it is there already, or nothing can be written here; the log has this error too.
+        except FileExistsError:
             return
+        except OSError:
+            # Nothing can be written here; the log has this error too. What is cut short would be in another's way.
+            with contextlib.suppress(OSError):
+                self.error.unlink()

@@ -41,9 +41,11 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
         body(job, folder, terminal if rank == 0 else None)
     except BaseException as ended:
         reason = distributed.explained(ended)
+        is_others = isinstance(reason, TakenError | SucceededError)
+        if isinstance(reason, StorageError) and not is_others:
+            folder.make_room()
         _log.exception("this worker ends here")
         said = str(reason)
-        is_others = isinstance(reason, TakenError | SucceededError)
         if not is_others:
             folder.report_error(JobError(said, reason.exit_code) if isinstance(reason, Stopped) else reason)
             said = folder.read(folder.error.name).get("message", said)

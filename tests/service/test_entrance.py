@@ -21,6 +21,15 @@ def body(job, folder, terminal):
         Ownership(folder.path).take()
         entrance.forget_earlier(folder)
         raise errors.DataError("new trouble")
+    if kind == "full":
+        folder.claim(resume=False)
+        folder.error.unlink()
+        try:
+            with (folder.path / "ballast").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1024))
+        except OSError as error:
+            raise errors.StorageError("no room for a checkpoint") from error
     raise getattr(errors, kind)("what is wrong")
 
 entrance.enter("job.yaml", [], body)
@@ -70,3 +79,17 @@ def test_of_a_launcher_that_has_cleared_the_folder_only_restarted_workers_clear_
 ) -> None:
     found = enter(tmp_path, "take", LOROT_LAUNCHED="1", TORCHELASTIC_MAX_RESTARTS=restarts)
     assert found == (3, "", told)
+
+
+def test_a_full_disk_takes_the_last_words_all_the_same(tmp_path: Path) -> None:
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=1m", "lorot-test", str(disk)]
+    if (mounted := subprocess.run(line, capture_output=True, text=True)).returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        code, _, told = enter(tmp_path, "full")
+        assert (code, told) == (7, "no room for a checkpoint")
+        assert "no room for a checkpoint" in (disk / "job/log-rank0.txt").read_text()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
