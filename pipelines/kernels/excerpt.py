@@ -40,13 +40,13 @@ def excerpts(files: Sequence[np.ndarray], windows: np.ndarray) -> tuple[list[np.
     addresses = np.fromiter((file.__array_interface__["data"][0] for file in files), np.uint64, count)
     lengths = np.fromiter((len(file) for file in files), np.int64, count)
     moved = np.ascontiguousarray(windows, np.int32).copy()
-    ends = np.cumsum(lengths)
-    buffer = np.empty(ends[-1] if count else 0, np.uint8)
+    starts = np.cumsum(lengths) - lengths
+    buffer = np.empty(lengths.sum(), np.uint8)
     taken = np.zeros(count, np.int64)
-    _cut_all(addresses, lengths, ends - lengths, moved, buffer, taken)
+    _cut_all(addresses, lengths, starts, moved, buffer, taken)
     cut = [
         buffer[start : start + length] if length else file
-        for file, start, length in zip(files, (ends - lengths).tolist(), taken.tolist(), strict=True)
+        for file, start, length in zip(files, starts.tolist(), taken.tolist(), strict=True)
     ]
     return cut, moved
 
