@@ -118,6 +118,10 @@ def test_options_reach_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         "resume": True,
         "restart": False,
         "port": 4000,
+        "nnodes": None,
+        "rdzv": None,
+        "run_id": None,
+        "max_restarts": None,
         "say": typer.echo,
     }
 
