@@ -1,9 +1,10 @@
-"""ImageNet's CLS-LOC annotations: one XML file an image, with its synset and the boxes of its objects.
+"""ImageNet's CLS-LOC annotations: one XML file an image, or a table of a whole split, with synsets and boxes.
 
-The parser reads untrusted files: it resolves nothing outside them and refuses any document type, so that no entity is
-ever declared or expanded.
+The parsers read untrusted files: that of XML resolves nothing outside them and refuses any document type, so that no
+entity is ever declared or expanded.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
@@ -15,6 +16,10 @@ from pipelines.errors import DataError
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # Annotations have a few kilobytes; more is no annotation.
 _MAX_BYTES = 1 << 20
+# The Object Localization Challenge's table of 544,546 training images has 27 MB.
+_MAX_TABLE_BYTES = 1 << 28
+_HEADER = ("imageid", "predictionstring")
+_SYNSET = re.compile(r"[^\s,]{1,100}")
 
 
 class Annotation(NamedTuple):
@@ -91,6 +96,56 @@ def read(path: Path) -> Annotation:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(f"{path}: no CLS-LOC annotation, {error}; restore or remove it") from None
+
+
+def parse_solution(content: bytes) -> dict[str, Annotation]:
+    """Read a table as LOC_val_solution.csv: a row an image, `ImageId,SYNSET X_MIN Y_MIN X_MAX Y_MAX ...`.
+
+    The table does not say how large the images were; the boxes are in pixels of the images as they are.
+
+    Returns:
+        The annotation of each image, by its id: the file's name without its ending.
+
+    Raises:
+        ValueError: with the line and what is wrong in it.
+    """
+    if len(content) > _MAX_TABLE_BYTES:
+        raise ValueError(f"it has {len(content)} bytes")
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no text: {error}") from None
+    if tuple(word.strip().lower() for word in (lines[0] if lines else "").split(",")) != _HEADER:
+        raise ValueError("its first line is not ImageId,PredictionString")
+    found: dict[str, Annotation] = {}
+    for number, line in enumerate(lines[1:], 2):
+        name, _, objects = line.partition(",")
+        name, words = name.strip(), objects.split()
+        if not name and not words:
+            continue
+        if not name or not words or len(words) % 5:
+            raise ValueError(f"line {number}: wants ImageId,SYNSET X_MIN Y_MIN X_MAX Y_MAX, again for each object")
+        if name in found:
+            raise ValueError(f"line {number}: {name} stands in it twice")
+        synsets = tuple(words[::5])
+        try:
+            table = np.array([words[corner::5] for corner in range(1, 5)], np.float32).T
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if not np.isfinite(table).all() or not all(_SYNSET.fullmatch(synset) for synset in synsets):
+            raise ValueError(f"line {number}: a corner that is not finite, or a synset that is none")
+        found[name] = Annotation(synsets, np.ascontiguousarray(table), 0, 0)
+    return found
+
+
+def read_solution(path: Path) -> dict[str, Annotation]:
+    """Read a table as LOC_val_solution.csv; raises DataError that names it."""
+    try:
+        return parse_solution(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: no table of CLS-LOC boxes, {error}; restore or remove it") from None
 
 
 def fit(annotation: Annotation, height: int, width: int, orientation: int = 1) -> np.ndarray:

@@ -14,16 +14,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines import cache, masks, prepared_set
+from pipelines import cache, instance_columns, masks, prepared_set
+from pipelines.columns import view
 from pipelines.errors import DataError, UnreachableError
 from pipelines.files import Files, open_files
+from pipelines.instance_columns import InstanceRows, InstanceTable
 
 FORMAT = 2
 _KEY = b"lorot.manifest"
@@ -47,6 +49,7 @@ class Rows:
             bytes of each encoded sample; or none of the three.
         mask_offsets, mask_sizes: (N,) int64, the same for the mask's file in the same shard; size 0 without one.
         checksums: (N,) uint64 `shards.checksum` of each sample's bytes and its mask's, or none.
+        instances: more about the object in each box, or none.
     """
 
     labels: np.ndarray
@@ -62,6 +65,7 @@ class Rows:
     mask_offsets: np.ndarray | None = None
     mask_sizes: np.ndarray | None = None
     checksums: np.ndarray | None = None
+    instances: InstanceRows | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Heading:
         array: name of the `.npy` file beside the manifest that holds the pixels, (N, H, W) or (N, H, W, 3) uint8.
         mask_threshold: the mask of a row of the array is where any channel is above this; no masks if none.
         shards: paths of the shards, relative to the root; empty if samples are files or rows of the array.
+        num_trainable: samples of use for training, which come first; None: all are.
+        remarks: what was mended or left out when the annotations were read, and how often.
     """
 
     name: str
@@ -88,6 +94,8 @@ class Heading:
     array: str | None = None
     mask_threshold: int | None = None
     shards: tuple[str, ...] = ()
+    num_trainable: int | None = None
+    remarks: dict[str, int] = field(default_factory=dict)
 
 
 class Manifest:
@@ -100,6 +108,7 @@ class Manifest:
         labels, heights, widths: (N,) int64 views of the file.
         encoded: whether `read` yields encoded files or pixels.
         sizes, checksums: (N,) int64 and uint64 views of the file, as in `Rows`, or None.
+        instances: the single objects of the samples, or None if the data set knows of none.
     """
 
     def __init__(self, path: Path, root: Path | str, heading: Heading, batch: pa.RecordBatch) -> None:
@@ -119,10 +128,12 @@ class Manifest:
         )
         self.checksums: np.ndarray | None = view(batch.column("checksum")) if "checksum" in names else None
         self._box_offsets: np.ndarray | None = None
+        self._boxes = np.zeros((0, 4), np.float32)
         if "boxes" in names:
             column = batch.column("boxes")
             self._box_offsets = view(column.offsets)
-            self._boxes: np.ndarray = view(column.values.flatten()).reshape(-1, 4)
+            self._boxes = view(column.values.flatten()).reshape(-1, 4)
+        self.instances: InstanceTable | None = instance_columns.open_table(batch, self._box_offsets, self._boxes)
         self._pixels = None if heading.array is None else _map_array(path.parent / heading.array, len(self.labels))
 
     @classmethod
@@ -302,6 +313,7 @@ def write(path: Path, heading: Heading, rows: Rows) -> None:
         offsets = np.concatenate([[0], np.cumsum(rows.box_counts)]).astype(np.int64)
         corners = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows.boxes, np.float32).reshape(-1)), 4)
         columns["boxes"] = pa.LargeListArray.from_arrays(pa.array(offsets), corners)
+        columns |= instance_columns.columns(rows.instances, offsets) if rows.instances else {}
     sources = (heading.array is not None, rows.shards is not None or rows.paths is not None)
     whole = all((values is None) == (rows.shards is None) for values in (rows.offsets, rows.sizes))
     if sum(sources) != 1 or not whole or any(len(column) != count for column in columns.values()):
@@ -371,13 +383,6 @@ def read_file(path: Path, mend: str | None = None) -> tuple[Heading, pa.RecordBa
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: a damaged manifest ({error}); {mend}") from None
-
-
-def view(column: pa.Array) -> np.ndarray:
-    """The numbers of a column without gaps, not copied. Arrow's own `to_numpy` imports pandas: half a second."""
-    kind = str(column.type)
-    values = np.frombuffer(column.buffers()[1], np.dtype("float32" if kind == "float" else kind))
-    return values[column.offset : column.offset + len(column)]
 
 
 def _map_array(path: Path, count: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from pipelines.randomness import scale_to_integers, uniform
 
 # As in torchvision's RandomResizedCrop, which gives up after as many.
 TRIES = 10
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,14 @@ class Plan:
     amounts: np.ndarray
 
 
-def take(plan: Plan, row: int) -> Plan:
-    """The plan of one of its samples."""
+def take(plan: P, row: int) -> P:
+    """The plan of one of its samples: the one row of each of its arrays."""
     rows: dict[str, Any] = {
         name: value[row : row + 1] for name, value in vars(plan).items() if isinstance(value, np.ndarray)
     }
-    return replace(plan, **rows)
+    # Any plan is a dataclass.
+    taken: P = replace(plan, **rows)  # type: ignore[type-var]
+    return taken
 
 
 def train_plan(

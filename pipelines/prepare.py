@@ -88,8 +88,8 @@ def prepare(
 
     Raises:
         LorotError: a bad option.
-        DataError: an image cannot be read, the folder holds something else or the source itself, or another process
-            prepares there.
+        DataError: an image cannot be read, the source knows of single objects, the folder holds something else or the
+            source itself, or another process prepares there.
         FullDiskError: there is no room; finished shards stay, and the same call goes on after them.
     """
     began = time.monotonic()
@@ -98,6 +98,11 @@ def prepare(
         raise LorotError(f"on_bad_image {on_bad_image!r} does not exist; there are error, skip")
     if shard_bytes < 1 or workers < 0:
         raise LorotError(f"shards of {shard_bytes} bytes, {workers} workers: write numbers above 0")
+    if source.instances is not None:
+        raise DataError(
+            f"{source.root}: prepared shards have no room for what {source.name} says of single objects (classes, "
+            "crowds, masks); use the data set as it is"
+        )
     # `restart` does not lift this: the source would be gone before it is read.
     preparation_state.refuse_source(source, Path(folder))
     options = {**asdict(recipe), "shard_bytes": shard_bytes, "on_bad_image": on_bad_image}

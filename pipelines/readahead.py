@@ -46,7 +46,7 @@ class Fetch:
     def __init__(self, index: int, slots: Slots, wanted: list[int], reserved: int) -> None:
         self.index = index
         self.slots = slots
-        self.ready: Future[tuple[Work, Any]] = Future()
+        self.ready: Future[tuple[Work[Any], Any]] = Future()
         self.data: dict[int, Sample | None] = {}
         self.postponed: list[int] = []
         self.expected: list[tuple[str, int, int]] = []
@@ -86,8 +86,8 @@ class Readahead:
 
     def __init__(
         self,
-        reader: Reader,
-        prepare: Callable[[Work], Any],
+        reader: Reader[Any],
+        prepare: Callable[[Work[Any]], Any],
         *,
         depth: int,
         read_threads: int,
@@ -140,7 +140,7 @@ class Readahead:
             self._pending.append(fetch)
             self._request(fetch)
 
-    def take(self, wait: bool) -> tuple[Fetch, Work, Any] | None:
+    def take(self, wait: bool) -> tuple[Fetch, Work[Any], Any] | None:
         """The next batch, or None: it is not there yet, or (with `wait`) memory does not allow it.
 
         Raises:

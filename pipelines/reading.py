@@ -2,91 +2,20 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from io import BytesIO
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic
 
 import numpy as np
-from PIL import Image
 
-from pipelines.errors import DataError, LorotError, UnreachableError
-from pipelines.manifest import Manifest
+from pipelines.errors import DataError, UnreachableError
 from pipelines.order import Order, evaluation_batch, num_accumulated, num_evaluation_batches, positions
-from pipelines.plan import Plan, View, eval_plan, train_plan
-from pipelines.pretext import PretextTask
 from pipelines.soundness import UnsoundError, sound
+from pipelines.source import Loadable, P, Planned, Sample, Source
+
+__all__ = ["Evaluation", "Reader", "Sample", "Slots", "Source", "Training", "Work"]
 
 _log = logging.getLogger(__name__)
-
-# A sample in memory: an encoded file, or pixels (H, W, 3) uint8.
-Sample = bytes | np.ndarray
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is loaded, and how it becomes the network's input.
-
-    Attributes:
-        manifest: the samples.
-        view: windows, size and normalisation.
-        task: the pretext task.
-        seed: of the order and of everything drawn.
-        render_pretext: turn the boxes. Otherwise the images are left as they are, and boxes, turns and labels of the
-            pretext task come along for somebody else to use.
-        limit: use this many samples only, drawn by the seed.
-        on_bad_image: "error", or "skip": in training the next readable sample takes its place, in evaluation the
-            sample counts nowhere.
-        repeats: in training each sample comes this many times in a row, each time with other draws.
-        sizes: (from which step, side of the input) in ascending order, for training; before the first, `view.size`.
-        order: "global": any sample may follow any other; "blocks": neighbours in the manifest are read together.
-        block: samples in such a block.
-    """
-
-    manifest: Manifest
-    view: View
-    task: PretextTask
-    seed: int
-    render_pretext: bool = True
-    limit: int | None = None
-    on_bad_image: str = "error"
-    repeats: int = 1
-    sizes: tuple[tuple[int, int], ...] = ()
-    order: str = "global"
-    block: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.on_bad_image not in ("error", "skip"):
-            raise LorotError(f"on_bad_image {self.on_bad_image!r} does not exist; there are error, skip")
-        if self.order not in ("global", "blocks"):
-            raise LorotError(f"order {self.order!r} does not exist; there are global, blocks")
-        if self.block < 1 or self.repeats < 1:
-            raise LorotError(f"block {self.block} and repeats {self.repeats} need to be at least 1")
-        steps = [step for step, _ in self.sizes]
-        if steps != sorted(set(steps)) or any(size < 1 for size in self.all_sizes):
-            raise LorotError(f"sizes {self.sizes}: needs (step, size) with ascending steps and sizes of at least 1")
-        if len(self.manifest) == 0:
-            raise DataError(
-                f"{self.manifest.name}: split {self.manifest.split!r} in {self.manifest.root} has no samples"
-            )
-        for size in self.all_sizes:
-            try:
-                self.task.sample(self.seed, 0, np.zeros(1, np.int64), size, step=0)
-            except LorotError as error:
-                raise LorotError(f"the pretext task does not fit an input of {size} x {size} pixels: {error}") from None
-
-    @cached_property
-    def sequence(self) -> Order:
-        """The order of the samples in training."""
-        return Order(self.seed, len(self.manifest), self.limit, self.block if self.order == "blocks" else 0)
-
-    @property
-    def all_sizes(self) -> tuple[int, ...]:
-        """Every side of the input that training may ask for."""
-        return tuple(sorted({self.view.size, *(size for _, size in self.sizes)}))
-
-    def size_at(self, step: int) -> int:
-        """Side of the input in training step `step`."""
-        return next((size for start, size in reversed(self.sizes) if start <= step), self.view.size)
 
 
 @dataclass(frozen=True)
@@ -166,23 +95,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Generic[P]):
     """A batch, ready to be rendered.
 
     Attributes:
         index: its number in its schedule.
-        plan: of its N samples.
+        plan: of its N samples (`plan.Plan`, or `instance_plan.InstancePlan`).
         samples: N encoded files or pixels (H, W, 3) uint8.
         skipped: ids that were to be in it and could not be read, with the reason.
     """
 
     index: int
-    plan: Plan
+    plan: P
     samples: list[Sample]
     skipped: dict[int, str]
 
 
-class Reader:
+class Reader(Generic[P]):
     """Reads samples and puts batches together, in any order and from any thread; it remembers only who is bad.
 
     What a batch holds must not depend on what was read before it, or a resumed run would not be the same one. What
@@ -190,7 +119,7 @@ class Reader:
     not in another, so that what it says holds for the window that was asked for: that of one epoch.
     """
 
-    def __init__(self, source: Source, schedule: Training | Evaluation) -> None:
+    def __init__(self, source: Loadable[P], schedule: Training | Evaluation) -> None:
         self.source = source
         self.schedule = schedule
         self._heights, self._widths = source.manifest.heights, source.manifest.widths
@@ -259,7 +188,7 @@ class Reader:
 
     def complete(
         self, index: int, slots: Slots, data: Mapping[int, Sample | None], read: Callable[[int], Sample | None]
-    ) -> Work:
+    ) -> Work[P]:
         """Batch `index`, planned.
 
         Args:
@@ -280,7 +209,7 @@ class Reader:
         self._suspects.add(sample)
         self._skip(sample, epoch, {})
 
-    def suspects(self, plan: Plan) -> list[int]:
+    def suspects(self, plan: Planned) -> list[int]:
         """Rows of a plan with samples that a decoder has failed at, if in another epoch."""
         ids, valid = plan.ids.tolist(), plan.valid.tolist()
         return [row for row, sample in enumerate(ids) if valid[row] and sample in self._suspects]
@@ -290,7 +219,7 @@ class Reader:
 
         In block order these are the blocks up to WINDOW beyond the batch, each once and in one piece; else none.
         """
-        order = self.source.sequence
+        order = self.schedule.order
         if not order.block or not isinstance(self.schedule, Training) or not self.source.manifest.encoded:
             return []
         last = order.latest_block(self.schedule.reach(index)[1])
@@ -303,7 +232,7 @@ class Reader:
     def _pieces(self, start: int, length: int) -> list[tuple[str, int, int]]:
         """The ranges of the samples at `length` places from `start` on."""
         manifest = self.source.manifest
-        samples = self.source.sequence.members(np.arange(start, start + length)).tolist()
+        samples = self.schedule.order.members(np.arange(start, start + length)).tolist()
         if manifest.location(samples[0])[0] == manifest.location(samples[-1])[0]:
             # The samples of a shard lie in it as in the manifest.
             samples = [samples[0], samples[-1]]
@@ -324,8 +253,8 @@ class Reader:
         data: Mapping[int, Sample | None],
         read: Callable[[int], Sample | None],
         skipped: dict[int, str],
-    ) -> Work:
-        source, manifest, order = self.source, self.source.manifest, self.source.sequence
+    ) -> Work[P]:
+        source, manifest, order = self.source, self.source.manifest, self.schedule.order
         samples: list[Sample] = []
         ids = slots.ids.copy()
         for slot, (sample, epoch) in enumerate(zip(slots.ids.tolist(), slots.epochs.tolist(), strict=True)):
@@ -343,28 +272,22 @@ class Reader:
                     found = read(chosen) if found is None else found
             ids[slot] = chosen
             samples.append(found)
-        view = replace(source.view, size=source.size_at(step)) if source.sizes else source.view
-        sizes = self._heights[ids], self._widths[ids]
-        plan = train_plan(view, source.task, source.seed, slots.epochs, ids, *sizes, step=step)
+        plan = source.plan_training(step, slots.epochs, ids)
         return Work(index, plan, samples, skipped)
 
     def _complete_evaluation(
         self, index: int, slots: Slots, data: Mapping[int, Sample | None], skipped: dict[int, str]
-    ) -> Work:
-        source, manifest = self.source, self.source.manifest
-        size = source.view.eval_size or source.view.size
-        empty = blank(size, manifest.encoded)
-        heights, widths, valid = self._heights[slots.ids], self._widths[slots.ids], slots.valid.copy()
+    ) -> Work[P]:
+        valid, empty = slots.valid.copy(), self.source.blank()
         samples: list[Sample] = []
         for slot, sample in enumerate(slots.ids.tolist()):
             epoch = int(slots.epochs[slot])
             found = data[sample] if valid[slot] and self._fault(sample, epoch) is None else None
-            if found is None:
-                if valid[slot]:
-                    self._skip(sample, epoch, skipped)
-                found, valid[slot], heights[slot], widths[slot] = empty, False, size, size
-            samples.append(found)
-        return Work(index, eval_plan(source.view, slots.ids, heights, widths, valid), samples, skipped)
+            if found is None and valid[slot]:
+                self._skip(sample, epoch, skipped)
+                valid[slot] = False
+            samples.append(empty if found is None else found)
+        return Work(index, self.source.plan_evaluation(slots.ids, valid), samples, skipped)
 
     def _fault(self, sample: int, epoch: int) -> str | None:
         """Why a sample cannot be used in an epoch, as far as that is known; None if it can."""
@@ -380,14 +303,3 @@ class Reader:
             self._warned.add(sample)
             _log.warning("left out: %s", message)
         skipped[sample] = message
-
-
-@lru_cache(maxsize=8)
-def blank(size: int, encoded: bool) -> Sample:
-    """A black image in the place of one that is not there: bytes of a JPEG, or (size, size, 3) uint8."""
-    pixels = np.zeros((size, size, 3), np.uint8)
-    if not encoded:
-        return pixels
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()

@@ -1,5 +1,7 @@
 """A trained model as two files: `model.safetensors`, the weights, and `model.json`, the card that says what they are.
 
+A third one, `MLmodel`, is for MLflow's own tools; nothing here reads it, and older models have none.
+
 Nothing here unpickles. A card is data from outside: every value is checked before anything is built from it, and the
 weights have to match the card's checksum and the network it describes, name by name and shape by shape.
 """
@@ -21,6 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 from pipelines.plan import View
 from service.config import ModelConfig
 from service.errors import CheckpointError, LorotError, StorageError
+from service.flavour import MLMODEL, mlmodel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +59,7 @@ class Card:
         chosen_by: the metric that `best` follows.
         run_id, run_name: the MLflow run that made it.
         versions: of the code and its packages.
+        origin: of weights that were trained elsewhere: the file, its SHA-256, where it is from.
         weights_sha256: of `model.safetensors`, 64 hex digits; set by `write_bundle`.
         format: of these files.
     """
@@ -80,6 +84,7 @@ class Card:
     run_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{0,256}$")] = ""
     run_name: Text = ""
     versions: dict[Text, Text] = field(default_factory=dict)
+    origin: dict[Text, Text] = field(default_factory=dict)
     weights_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     format: Literal[1] = 1
 
@@ -125,14 +130,20 @@ def write_bundle(folder: Path, state_dict: Mapping[str, "Tensor"], card: Card) -
     )
     text = json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False, allow_nan=False).encode()
     parse_card(text, str(folder / CARD))
+    write_folder(folder, {WEIGHTS: weights, CARD: text, MLMODEL: mlmodel(card.weights_sha256, card.run_id)})
+    return card
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files whole, in place of what was there, or leave that; raises StorageError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         new, old = beside / "new", beside / "old"
         try:
             new.mkdir()
-            _write(new / WEIGHTS, weights)
-            _write(new / CARD, text)
+            for name, content in files.items():
+                _write(new / name, content)
             # A folder cannot replace one that has content: for a moment there is none.
             if folder.exists():
                 folder.rename(old)
@@ -143,7 +154,6 @@ def write_bundle(folder: Path, state_dict: Mapping[str, "Tensor"], card: Card) -
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot write the model ({error.strerror}); free some space and resume") from None
-    return card
 
 
 def read_card(folder: Path) -> Card:
@@ -196,24 +206,34 @@ def parse_card(text: bytes, source: str) -> Card:
 
 def read_weights(folder: Path, card: Card) -> dict[str, "Tensor"]:
     """The tensors of a bundle, on the CPU; raises CheckpointError if they are not the ones the card was written for."""
+    return read_tensors(folder / WEIGHTS, card.weights_sha256)
+
+
+def read_tensors(path: Path, sha256: str) -> dict[str, "Tensor"]:
+    """The tensors of a safetensors file, on the CPU; raises CheckpointError if it is not the one with this SHA-256."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / WEIGHTS
+    content = read_checked(path, sha256)
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """A weights' file as bytes; raises CheckpointError if it is not the one with this SHA-256. Imports no torch."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the weights ({error.strerror})") from None
     digest = hashlib.sha256(content).hexdigest()
-    if digest != card.weights_sha256:
+    if digest != sha256:
         raise CheckpointError(
             f"{path}: damaged or incomplete: {len(content)} bytes with SHA-256 {digest[:16]}..., the card says "
-            f"{card.weights_sha256[:16] or 'nothing'}...; fetch or register the model again"
+            f"{sha256[:16] or 'nothing'}...; fetch or register the model again"
         )
-    try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+    return content
 
 
 def build(card: Card, weights: Mapping[str, "Tensor"], source: str) -> "Classifier":

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from service.commands import asking, demo_coco, detect, travel
 from service.errors import EXIT_CODES, LorotError
 from service.planning.command import plan
 
@@ -28,6 +29,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
+demo_coco.add_to(data_app)
 
 
 class ConfigCommand(TyperCommand):
@@ -138,6 +140,8 @@ def profile(
 
 
 app.command(cls=ConfigCommand)(plan)
+detect.add_to(app)
+travel.add_to(app)
 
 
 @app.command()
@@ -151,44 +155,7 @@ def doctor(tracking_uri: TrackingUri = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def wsol(
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a file.")],
-    data: Annotated[str | None, typer.Option(help="Data set; default: the one it was trained on.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split; default: the one it was evaluated on.")] = None,
-    axis: Annotated[str, typer.Option(help="Reading of table 9 to print first: cam or iou thresholds.")] = "cam",
-    output: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many images.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
-    tracking_uri: TrackingUri = None,
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The data set's options.", show_default=False)
-    ] = None,
-) -> None:
-    """Localize objects with a registered classifier (weakly supervised), beside a centre box."""
-    from service import inventory
-    from service.downstream import wsol as job
-
-    if axis not in ("cam", "iou"):
-        raise typer.BadParameter(f"{axis!r} is none of cam, iou", param_hint="--axis")
-    result = job.run(
-        model,
-        data=data,
-        root=root,
-        split=split,
-        data_options=inventory.parse_options(options) if options else None,
-        axis="iou" if axis == "iou" else "cam",
-        tracking_uri=tracking_uri,
-        batch_size=batch_size,
-        device=device,
-        loader=loader,
-        output=output,
-        limit=limit,
-    )
-    job.show(result, Console())
+asking.add_to(app)
 
 
 @app.command()

@@ -1,33 +1,34 @@
 """A job's configuration: YAML plus dotted overrides, checked before anything starts. Imports no torch."""
 
 import difflib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from pipelines import datasets, pretext
-from service import config_file
-from service.config_fields import Length, Section, Share, Span
+from pipelines import pretext
+from service import config_file, detection_config
+from service.config_fields import Section
 from service.data_config import DataConfig, view
-from service.duration import Duration
+from service.detection_config import DetectionConfig
 from service.errors import ConfigError, LorotError
 from service.naming import is_model_name
-
-
-def _mapping(value: Any) -> Any:
-    """The content of the JSON file that a text names; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no JSON file can be read there ({error}); write a path, or the keys themselves") from None
+from service.training_config import (
+    BestConfig,
+    CheckpointConfig,
+    EmaConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrackingConfig,
+    TrainingConfig,
+    accumulation_steps,
+    contradictions,
+    none_of,
+)
 
 
 class PretextConfig(Section):
@@ -65,58 +66,10 @@ class ModelConfig(Section):
     init_from: str | None = Field(None, description="weights to start from: models:/NAME@ALIAS, runs:/..., or a file")
 
 
-class OptimizerConfig(Section):
-    """How the weights move."""
-
-    name: Literal["sgd", "adamw", "lamb"] = Field("sgd", description="sgd has Nesterov momentum")
-    lr: float = Field(0.1, gt=0, description="peak learning rate, for the whole global batch")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="adamw, lamb")
-    weight_decay: float = Field(1e-4, ge=0, description="on weights of convolutions and linear layers only")
-
-
-class ScheduleConfig(Section):
-    """The learning rate over optimizer steps."""
-
-    name: Literal["cosine", "step", "linear", "one_cycle"] = Field("cosine", description="shape after the warm-up")
-    warmup: Length = Field(Duration.parse("5 %"), description="linear rise from 0 (one_cycle: its rising part)")
-    milestones: tuple[Length, ...] = Field((), description="step: when the rate is multiplied by gamma")
-    gamma: float = Field(0.1, gt=0, description="step: the factor")
-    final: float = Field(0.0, ge=0, description="cosine, linear, one_cycle: last rate as a share of the peak")
-
-
-class EmaConfig(Section):
-    """Exponential moving average of weights and buffers, used for evaluation and registered."""
-
-    decay: float = Field(0.999, gt=0, lt=1, description="share of the old average kept at each update")
-    every: int = Field(1, ge=1, description="steps between updates")
-
-
-class CheckpointConfig(Section):
-    """What survives a crash."""
-
-    every: Span | None = Field(Duration.parse("1 epochs"), description="save after this much training")
-    every_minutes: float | None = Field(
-        1.0, gt=0, description="and whenever this long has passed since the last save; less often where saving is slow"
-    )
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the best is kept besides")
-
-
-class TrackingConfig(Section):
-    """Where runs are recorded."""
-
-    uri: str | None = Field(None, description="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite in mlruns/")
-    experiment: str = Field("lorot", description="MLflow experiment")
-    log_every: Span = Field(Duration.parse("20 steps"), description="between two records of training metrics")
-    system_metrics: bool = Field(True, description="record CPU, memory, disk and GPU load")
-
-
-class RegistryConfig(Section):
-    """Under which name the trained model is registered."""
+class RegistryConfig(BestConfig):
+    """Under which name the trained model is registered, and which is the best."""
 
     name: str | None = Field(None, description="registered model name; default lorot-<data set>; no model with ''")
-    metric: str = Field("val/top1", description="`best` moves when this metric improves")
-    mode: Literal["max", "min"] = Field("max", description="what better means")
 
     @field_validator("name")
     @classmethod
@@ -127,85 +80,15 @@ class RegistryConfig(Section):
         return name
 
 
-class JobConfig(Section):
-    """A training job."""
+class JobConfig(TrainingConfig):
+    """A training job of a classifier."""
 
-    name: str = Field(
-        "train",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="names the run and its folder; default: the file's name",
-    )
-    output: Path = Field(Path("runs"), description="folder of run folders: checkpoints, logs, report")
-    seed: int = Field(0, ge=0, lt=2**63, description="of everything that is random")
-    duration: Span = Field(Duration.parse("90 epochs"), description="how long to train")
-    evaluate_every: Span = Field(Duration.parse("1 epochs"), description="between two evaluations; always at the end")
-    global_batch: int = Field(256, ge=1, description="samples per optimizer step, over all workers")
-    micro_batch: int = Field(64, ge=1, description="samples per forward pass of one worker; the rest is accumulated")
-    workers: int = Field(0, ge=0, description="processes `lorot train` starts; 0: one per GPU, one on a CPU")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32"
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this")
-    channels_last: bool = Field(True, description="NHWC memory format")
-    compile: bool = Field(False, description="torch.compile the network")
-    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all workers (GPU only)")
-    deterministic: bool = Field(False, description="deterministic kernels: bit-exact repetition, slower on a GPU")
-    on_nonfinite: Literal["stop", "skip", "rewind"] = Field(
-        "stop",
-        description="at a loss or gradient that is not finite - stop: end the run; skip: leave that step's update out, "
-        "which waits for the GPU at every step; rewind: go back to the last checkpoint and leave it out then; "
-        "with fp16 a gradient only lowers the loss scale",
-    )
-    nonfinite_limit: int = Field(
-        10, ge=1, description="skip, rewind: steps left out at most in the whole run; one more ends it"
-    )
-    grace_s: float = Field(
-        25.0,
-        ge=3,
-        description="seconds at most from a signal that stops the job (SIGTERM, SIGUSR1, Ctrl-C) to its end; the step "
-        "and the checkpoint that are not done by then are lost",
-    )
-    timeout_s: float = Field(
-        600.0,
-        ge=1,
-        description="seconds that a worker waits for the others, or for a batch, before it ends and says where each "
-        "stood; longer than the slowest step. Up to the first batch it waits ten minutes at least",
-    )
-    log_samples: bool = Field(
-        False,
-        description="keep which samples each worker was given, a line per step, in samples-rank*.jsonl; of a step that "
-        "was done again the latest attempt counts",
-    )
+    job: Literal["classify"] = Field("classify", description="what is trained: a classifier; `lorot detect` has others")
     data: DataConfig = DataConfig()
     pretext: PretextConfig = PretextConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    ema: EmaConfig | None = Field(None, description="moving average of the weights; off by default")
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: TrackingConfig = TrackingConfig()
     registry: RegistryConfig = RegistryConfig()
-    deepspeed: Annotated[dict[str, Any], BeforeValidator(_mapping)] = Field(
-        {}, description="merged into DeepSpeed's own configuration, no contradictions; or the path of its JSON file"
-    )
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.output / self.name
-
-    @property
-    def shutdown_s(self) -> int:
-        """Seconds that torchrun gives the workers after a signal; then it kills them, still within `grace_s`."""
-        return int(self.grace_s - max(1.0, 0.08 * self.grace_s))
-
-    @property
-    def worker_grace_s(self) -> float:
-        """Seconds that a worker takes at most after a signal; then it says so and ends, before torchrun kills it."""
-        return self.shutdown_s - max(1.0, 0.08 * self.grace_s)
 
     @property
     def model_name(self) -> str:
@@ -213,10 +96,23 @@ class JobConfig(Section):
         return f"lorot-{self.data.name}" if self.registry.name is None else self.registry.name
 
 
+KINDS: dict[str, type[TrainingConfig]] = {
+    "classify": JobConfig,
+    "detect": DetectionConfig,
+    "segment": DetectionConfig,
+}
+
+
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> JobConfig:
+    """As `load_any`, for what knows classifiers only; raises ConfigError for another job as well."""
+    return _classifying(load_any(path, overrides), str(path))
+
+
+def load_any(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> TrainingConfig:
     """Read a YAML file (and the file its `extends:` names), apply `key.sub=value` overrides, and check all of it.
 
-    A configuration without a `name` is named after its file, so that variants of one need not name themselves.
+    Its key `job` says which keys there are: those of `JobConfig`, or of `DetectionConfig`. A configuration without a
+    `name` is named after its file, so that variants of one need not name themselves.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping; a key is unknown (with the nearest one) or a value wrong.
@@ -225,31 +121,49 @@ def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> JobCo
     for override in overrides:
         config_file.assign(values, override)
     values.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).lstrip("._-") or "train")
-    return resolve(values, source=str(path))
+    return resolve_any(values, source=str(path))
 
 
 def resolve(values: dict[str, Any], source: str = "configuration") -> JobConfig:
+    """As `resolve_any`, for a classifier; raises ConfigError for another job as well."""
+    return _classifying(resolve_any(values, source), source)
+
+
+def resolve_any(values: dict[str, Any], source: str = "configuration") -> TrainingConfig:
     """Check a mapping; raises ConfigError that lists every wrong key and value."""
+    name = values.get("job", "classify")
+    if not isinstance(name, str) or name not in KINDS:
+        raise ConfigError(f"{source}:\n  job: {name!r} {none_of(str(name), tuple(KINDS))}")
+    kind = KINDS[name]
     try:
-        config = JobConfig.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}:\n" + "\n".join(_explain(problem) for problem in error.errors())) from None
-    problems = [f"  {problem}" for problem in _contradictions(config)]
+        problems = [_explain(problem, kind) for problem in error.errors()]
+        raise ConfigError(f"{source}:\n" + "\n".join(problems)) from None
+    found = [*contradictions(config)]
+    if isinstance(config, JobConfig):
+        found += _contradictions(config)
+    elif isinstance(config, DetectionConfig):
+        found += detection_config.contradictions(config)
+    problems = [f"  {problem}" for problem in found]
     if problems:
         raise ConfigError(f"{source}:\n" + "\n".join(problems))
     return config
 
 
+def _classifying(config: TrainingConfig, source: str) -> JobConfig:
+    if not isinstance(config, JobConfig):
+        raise ConfigError(
+            f"{source}: job: {config.job!r} trains no classifier, and this is for classifiers only; `lorot train`, "
+            "`lorot detect` and `lorot segment` run it"
+        )
+    return config
+
+
 def _contradictions(config: JobConfig) -> Iterator[str]:
-    """What no single key can tell."""
-    if config.data.name not in datasets.available():
-        yield f"data.name: {config.data.name!r} {_none_of(config.data.name, datasets.available())}"
-    elif config.data.options:
-        known = tuple(datasets.options(config.data.name))
-        for option in config.data.options.keys() - set(known):
-            yield f"data.options.{option}: {option!r} {_none_of(str(option), known)}"
+    """What no single key can tell, of those of a classifier."""
     if config.pretext.name not in pretext.available():
-        yield f"pretext.name: {config.pretext.name!r} {_none_of(config.pretext.name, pretext.available())}"
+        yield f"pretext.name: {config.pretext.name!r} {none_of(config.pretext.name, pretext.available())}"
     else:
         try:
             task = pretext.load(config.pretext.name, **config.pretext.options)
@@ -269,52 +183,22 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
     if config.objective.name != "supervised" and config.pretext.name == "none":
         tasks = ", ".join(name for name in pretext.available() if name != "none")
         yield f"pretext.name: objective {config.objective.name!r} needs a pretext task: {tasks}"
-    if config.duration.unit == "%":
-        yield f"duration: '{config.duration}' is a share of itself; write epochs, steps or samples"
     if config.data.scale[1] > 1:
         yield f"data.scale: {config.data.scale[1]} is more than the whole image, which is 1"
-    if config.global_batch % config.micro_batch:
-        largest = max(
-            n for n in range(1, min(config.micro_batch, config.global_batch) + 1) if config.global_batch % n == 0
-        )
-        yield f"micro_batch: {config.micro_batch} does not divide global_batch {config.global_batch}; {largest} would"
-    if config.schedule.name == "step" and not config.schedule.milestones:
-        yield "schedule.milestones: 'step' needs some, as in [30 epochs, 60 epochs]"
-    if config.optimizer.name == "lamb" and config.zero_stage > 0:
-        yield (
-            f"zero_stage: {config.zero_stage} cuts weights into flat pieces, but lamb needs the norm of each layer; "
-            "use zero_stage 0, or optimizer adamw or sgd"
-        )
-    if config.zero_stage == 3 and config.ema is not None:
-        yield "ema: needs whole weights on each worker; use zero_stage 0, 1 or 2"
-    if config.sync_batchnorm and config.device == "cpu":
-        yield "sync_batchnorm: works between GPUs only; leave it off on a CPU"
 
 
-def accumulation_steps(config: JobConfig, world_size: int) -> int:
-    """Micro-batches each worker adds up per optimizer step; raises ConfigError if the batch does not divide."""
-    micro_batches = config.global_batch // config.micro_batch
-    if micro_batches % world_size:
-        fits = ", ".join(str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0)
-        raise ConfigError(
-            f"global_batch {config.global_batch} in micro-batches of {config.micro_batch} makes {micro_batches} of "
-            f"them, which {world_size} workers cannot share evenly; numbers of workers that can: {fits}"
-        )
-    return micro_batches // world_size
-
-
-def dump(config: JobConfig) -> str:
-    """The resolved configuration as YAML that `load` reads back to an equal object."""
+def dump(config: TrainingConfig) -> str:
+    """The resolved configuration as YAML that `load_any` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[TrainingConfig]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"  {where}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})"
     *path, wrong = problem["loc"]
-    here = _keys_at(path)
-    elsewhere = [key for key in _all_keys(JobConfig) if key.rpartition(".")[2] == wrong]
+    here = _keys_at(path, kind)
+    elsewhere = [key for key in _all_keys(kind) if key.rpartition(".")[2] == wrong]
     if near := difflib.get_close_matches(str(wrong), here, n=1):
         hint = f"did you mean {'.'.join(map(str, (*path, near[0])))!r}?"
     elif elsewhere:
@@ -324,8 +208,8 @@ def _explain(problem: Any) -> str:
     return f"  {where}: unknown key; {hint}"
 
 
-def _keys_at(path: list[Any]) -> list[str]:
-    section: type[BaseModel] = JobConfig
+def _keys_at(path: list[Any], kind: type[TrainingConfig]) -> list[str]:
+    section: type[BaseModel] = kind
     for part in path:
         # A number is a place in a list of sections, whose field was named before it.
         if not isinstance(part, int):
@@ -352,6 +236,28 @@ def _section_in(kind: Any) -> type[Section] | None:
     return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
 
 
-def _none_of(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"is none of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+__all__ = [
+    "KINDS",
+    "CheckpointConfig",
+    "DataConfig",
+    "DetectionConfig",
+    "EmaConfig",
+    "JobConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PretextConfig",
+    "RegistryConfig",
+    "ScheduleConfig",
+    "Section",
+    "TrackingConfig",
+    "TrainingConfig",
+    "accumulation_steps",
+    "dump",
+    "load",
+    "load_any",
+    "resolve",
+    "resolve_any",
+    "subsection",
+    "view",
+]

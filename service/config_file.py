@@ -1,11 +1,31 @@
 """Configuration files: YAML mappings that extend one another, and overrides from the command line."""
 
+import contextlib
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from service.errors import ConfigError
+
+
+def shipped(name: str) -> Path:
+    """A configuration that comes with the program, as downstream/coco-retinanet.yaml: the checkout's or the installed.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    places = (
+        Path(__file__).resolve().parents[1] / "configs" / name,
+        Path(sysconfig.get_path("data")) / "share" / "lorot" / "configs" / name,
+    )
+    for place in places:
+        if place.is_file():
+            with contextlib.suppress(ValueError):
+                return place.relative_to(Path.cwd())
+            return place
+    raise ConfigError(f"no {name} at {' or '.join(map(str, places))}; reinstall lorot")
 
 
 class _Loader(yaml.SafeLoader):

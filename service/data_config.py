@@ -24,8 +24,8 @@ class SizeConfig(Section):
     until: Span = Field(description="counted from the start of the training")
 
 
-class DataConfig(Section):
-    """Which images, and how they become the network's input."""
+class SplitsConfig(Section):
+    """Which images, and how they are read."""
 
     name: str = Field("demo", description="data set: " + ", ".join(datasets.available()))
     root: Root = Field(Path("data/demo"), description="folder that holds it, or a URL such as s3://bucket/folder")
@@ -33,6 +33,23 @@ class DataConfig(Section):
     train_split: str = Field("train", description="split to train on")
     eval_split: str = Field("val", description="split to evaluate on")
     train_limit: int | None = Field(None, ge=1, description="train on this many samples only, drawn by the data seed")
+    flip: bool = Field(True, description="mirror half of the training images")
+    loader: Literal["dali", "torch"] = Field("dali", description="dali, or the plain torch reference of the same plan")
+    num_threads: int = Field(0, ge=0, description="decoding threads a worker; 0: cores / workers")
+    prefetch: int = Field(2, ge=1, description="batches prepared ahead")
+    read_threads: int = Field(64, ge=1, description="reads at once, at most; as many as the storage's latency asks for")
+    readahead_mb: int = Field(256, ge=1, description="memory for encoded images read ahead, a worker")
+    read_timeout_s: float = Field(120.0, gt=0, description="a read that takes longer stops the run")
+    cache_folder: Path | None = Field(None, description="where files of a URL are kept; default: the user's cache")
+    cache_gb: float = Field(100.0, gt=0, description="size of that folder; what was not used for longest goes")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="an unreadable image stops the run, or is skipped"
+    )
+
+
+class DataConfig(SplitsConfig):
+    """Which images, and how they become a classifier's input."""
+
     size: int = Field(224, ge=1, description="side of the network's input, pixels")
     sizes: tuple[SizeConfig, ...] = Field(
         (), description="other sizes to begin with, as [{size: 128, until: 30 epochs}]; then data.size"
@@ -44,7 +61,6 @@ class DataConfig(Section):
     scale: Range = Field((0.08, 1.0), description="random_resized: share of the area, from and to")
     ratio: Range = Field((3 / 4, 4 / 3), description="random_resized: width to height, from and to")
     padding: int = Field(4, ge=0, description="pad: zeros around the image before the window is drawn, pixels")
-    flip: bool = Field(True, description="mirror half of the training images")
     augment: tuple[AugmentConfig, ...] = Field(
         (),
         description="one after the other, as [{name: rand_augment, options: {magnitude: 7}}, {name: random_erasing}]",
@@ -55,21 +71,10 @@ class DataConfig(Section):
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="divided by, per channel, of 0 to 1"
     )
-    loader: Literal["dali", "torch"] = Field("dali", description="dali, or the plain torch reference of the same plan")
-    num_threads: int = Field(0, ge=0, description="decoding threads a worker; 0: cores / workers")
-    prefetch: int = Field(2, ge=1, description="batches prepared ahead")
     order: Literal["global", "blocks"] = Field(
         "global", description="global: any sample after any other; blocks: for disks that read well in sequence only"
     )
     block: int = Field(1024, ge=1, le=2**32, description="blocks: samples read together; 16 such are mixed")
-    read_threads: int = Field(64, ge=1, description="reads at once, at most; as many as the storage's latency asks for")
-    readahead_mb: int = Field(256, ge=1, description="memory for encoded images read ahead, a worker")
-    read_timeout_s: float = Field(120.0, gt=0, description="a read that takes longer stops the run")
-    cache_folder: Path | None = Field(None, description="where files of a URL are kept; default: the user's cache")
-    cache_gb: float = Field(100.0, gt=0, description="size of that folder; what was not used for longest goes")
-    on_bad_image: Literal["error", "skip"] = Field(
-        "error", description="an unreadable image stops the run, or is skipped"
-    )
 
 
 def view(data: DataConfig) -> View:

@@ -46,7 +46,10 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 def show_data(console: Console, name: str, root: Path, split: str, options: Sequence[str] = ()) -> None:
     """Print what a split holds; raises ConfigError or DataError as loading does."""
     manifest = datasets.load(name, root, split, **parse_options(options))
-    counts = np.bincount(manifest.labels, minlength=len(manifest.classes))
+    labels, what = manifest.labels, "samples"
+    if manifest.instances is not None:
+        labels, what = manifest.instances.labels, "objects"
+    counts = np.bincount(labels, minlength=len(manifest.classes))
     known = manifest.heights > 0
     sizes = [column[known] for column in (manifest.heights, manifest.widths)]
     table = Table.grid(padding=(0, 2))
@@ -59,7 +62,13 @@ def show_data(console: Console, name: str, root: Path, split: str, options: Sequ
     if not known.all():
         table.add_row("unreadable", f"{np.count_nonzero(~known):,} headers")
     table.add_row("boxes", "yes" if manifest.has_boxes else "no")
-    table.add_row("classes", f"{len(manifest.classes)}, of {counts.min():,} to {counts.max():,} samples")
+    if manifest.instances is not None:
+        masks = "masks" if manifest.instances.has_segmentations else "no masks"
+        learnable = manifest.heading.num_trainable
+        table.add_row("objects", f"{len(manifest.instances):,}, with {masks}; {learnable:,} images to learn from")
+    for remark, number in manifest.heading.remarks.items():
+        table.add_row("annotations", f"{number:,} {remark}")
+    table.add_row("classes", f"{len(manifest.classes)}, of {counts.min():,} to {counts.max():,} {what}")
     for label, count in list(zip(manifest.classes, counts, strict=True))[:_CLASSES_SHOWN]:
         table.add_row("", f"{count:,} {label}")
     if len(manifest.classes) > _CLASSES_SHOWN:

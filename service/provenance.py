@@ -1,11 +1,15 @@
 """What a result came from: the code's commit and the versions of the packages that made it. Imports none of them."""
 
 import functools
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
 # DALI's distribution is named after its CUDA flavour.
@@ -31,6 +35,11 @@ def package_versions() -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:
                 continue
     return found
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of settings, as 64 hex digits: the same for the same JSON values, in whatever order they are given."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @functools.cache

@@ -1,11 +1,9 @@
 """The main job on a laptop, from nothing to a report: `lorot quickstart`."""
 
-import contextlib
 import json
 import os
 import shutil
 import sys
-import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from service import config, report
+from service import config, config_file, report
 from service.errors import JobError
 from service.jobs import local
 
@@ -65,16 +63,7 @@ def run(overrides: Sequence[str], *, page: Path, console: Console) -> None:
 
 def configuration() -> Path:
     """The quickstart's configuration: the checkout's, or the one that was installed with the package."""
-    places = (
-        Path(__file__).resolve().parents[1] / "configs" / _NAME,
-        Path(sysconfig.get_path("data")) / "share" / "lorot" / "configs" / _NAME,
-    )
-    for place in places:
-        if place.is_file():
-            with contextlib.suppress(ValueError):
-                return place.relative_to(Path.cwd())
-            return place
-    raise JobError(f"no {_NAME} at {' or '.join(map(str, places))}; reinstall lorot", exit_code=2)
+    return config_file.shipped(_NAME)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def version_tags(card: Card) -> dict[str, str]:
         "weights_sha256": card.weights_sha256,
     }
     tags |= {legal_key(METRIC + key): repr(value) for key, value in card.metrics.items()}
+    tags |= {legal_key(f"origin.{key}"): value for key, value in card.origin.items()}
     return {key: legal_text(value) for key, value in tags.items()}
 
 
@@ -99,6 +100,8 @@ def _versions(api: Any, name: str, run_id: str, card: Card) -> list[int]:
 
 def _move_best(api: Any, name: str, version: int, card: Card, metric: str, mode: str) -> None:
     value = card.metrics.get(metric)
+    if value is None and not card.metrics:
+        return  # nobody has evaluated it: weights that were imported
     if value is None:
         _log.warning("%s: no finite metric %r, so `best` stays; there are: %s", name, metric, ", ".join(card.metrics))
         return

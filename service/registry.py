@@ -3,24 +3,19 @@
 MLflow reserves the alias `latest`: it is the newest version by itself. `best` is ours and moves only to a better one.
 """
 
-import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from service import bundle, store, tracking
+from service import bundle, store
 from service.bundle import Card, write_bundle
-from service.config import TrackingConfig
+from service.lineage import DOWNSTREAM, Earlier, find_downstream, log_downstream
 from service.registration import METRIC, better, check_name, enter, number
 from service.resolution import Resolved, cache_folder, load, resolve
 
-_log = logging.getLogger(__name__)
-
-_DOWNSTREAM = "downstream."
 _ATTEMPTS = 4
 
 
@@ -104,63 +99,6 @@ def list_models(tracking_uri: str | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (row.name, -row.version))
 
 
-def log_downstream(
-    resolved: Resolved,
-    job: str,
-    metrics: Mapping[str, float],
-    *,
-    tracking_config: TrackingConfig,
-    folder: Path,
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, Any] | None = None,
-    artifacts: Sequence[Path] = (),
-    headline: Sequence[str] | None = None,
-) -> tuple[str, str]:
-    """Record what a job found out about a model: a run below the model's own, and tags on the registered version.
-
-    Args:
-        job: its name, as wsol; comes before the metrics' names: `wsol/gt_known@0.5` in the run (MLflow writes `:` for
-            `@`), `downstream.wsol.gt_known@0.5` on the version.
-        folder: of the job's results; its records wait there while the server is away.
-        tags: as the data set's name and digest.
-        artifacts: files and folders to keep.
-        headline: the metrics that become tags of the version; default all.
-
-    Returns:
-        The run's id, and a sentence for the user if some records could not be sent yet, else "".
-
-    Raises:
-        TrackingError: the server does not answer, or refuses.
-    """
-    metrics = {key.removeprefix(f"{job}/"): float(value) for key, value in metrics.items()}
-    chosen = metrics if headline is None else {key.removeprefix(f"{job}/") for key in headline}
-    lineage: dict[str, Any] = {"job": job, "model.uri": resolved.uri}
-    if resolved.version is not None:
-        lineage |= {"model.name": resolved.name, "model.version": resolved.version}
-    if resolved.run_id is not None:
-        lineage |= {"model.run_id": resolved.run_id, "mlflow.parentRunId": resolved.run_id}
-    about = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.folder.resolve().name
-    run = tracking.open_run(
-        tracking_config.model_copy(update={"system_metrics": False}),
-        name=f"{job}-{about}",
-        folder=folder,
-        tags=lineage | dict(tags or {}),
-    )
-    status = "FAILED"
-    try:
-        run.log_params(params or {})
-        run.log_metrics({f"{job}/{key}": value for key, value in metrics.items()}, step=0)
-        for path in artifacts:
-            run.log_artifact(path, path.name if path.is_dir() else None)
-        if resolved.name is not None and resolved.version is not None:
-            found = {f"{_DOWNSTREAM}{job}.{key}": repr(metrics[key]) for key in chosen if math.isfinite(metrics[key])}
-            run.tag_model_version(resolved.name, resolved.version, found | {f"{_DOWNSTREAM}{job}.run_id": run.run_id})
-        status = "FINISHED"
-    finally:
-        notice = run.finish(status)
-    return run.run_id, notice
-
-
 def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
     held = [alias for alias, holder in aliases.items() if int(holder) == int(version.version)]
     tags = version.tags
@@ -176,7 +114,7 @@ def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
         run_name=tags.get("run_name", ""),
         run_id=version.run_id or "",
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-        downstream={key.replace(":", "@"): value for key, value in _numbers(tags, _DOWNSTREAM).items()},
+        downstream={key.replace(":", "@"): value for key, value in _numbers(tags, DOWNSTREAM).items()},
     )
 
 
@@ -187,10 +125,12 @@ def _numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
 
 __all__ = [
     "Card",
+    "Earlier",
     "Resolved",
     "Row",
     "better",
     "cache_folder",
+    "find_downstream",
     "list_models",
     "load",
     "log_downstream",

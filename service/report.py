@@ -28,10 +28,12 @@ _CURVES = (
     ),
     ("Top-1 accuracy", (("train/top1", "training"), ("val/top1", "held-out")), True),
     ("Pretext accuracy", (("train/pretext_accuracy", "training"),), True),
+    ("Average precision", (("val/AP", "held-out AP"), ("val/AP50", "at IoU 0.5")), True),
     ("Learning rate", (("train/lr", "learning rate"),), False),
 )
 _ROWS = {
     "top1_loc": "Top-1 localization",
+    "top5_loc": "Top-5 localization",
     "gt_known": "GT-known localization",
     "centre_top1_loc": "Centre box, top-1",
     "centre_gt_known": "Centre box, GT-known",
@@ -231,6 +233,8 @@ def _about(config: Mapping[str, Any]) -> str:
     if not names[0] or not names[1]:
         return ""
     task = f", pretext task {names[2]} ({names[3]})" if names[2] not in (None, "none") else ", no pretext task"
+    if backbone := _value(config, "model", "backbone"):
+        task = f", with the trunk of {backbone}"
     return f"{names[0]} on {names[1]}{task}"
 
 
@@ -274,7 +278,7 @@ def _commands(
             ("Localize with the registered model, the other reading first", f"lorot wsol --model {uri} --axis {other}")
         )
         commands.append(("All registered models, with where they come from", "lorot models"))
-    if config and _value(config, "pretext", "name") != "none":
+    if config and config.get("job", "classify") == "classify" and _value(config, "pretext", "name") != "none":
         again = shlex.quote(str(run_folder / "config.yaml"))
         commands.append(
             (

@@ -4,6 +4,7 @@ config.yaml       the resolved configuration        summary.json     what came o
 run.json          its MLflow run                    confusion.json   counts of (true, predicted)
 metrics.jsonl     a line per record                 samples.png      what the network was shown
 checkpoints/      one folder per saved step         model/           what is registered
+backbone/         what a detector began with        detector/        the detector, as it was evaluated
 log-rank*.txt     everything third parties print    error.json       why it failed
 .reserve          room for that word on a full disk
 """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pipelines import datasets, remote
 from pipelines.manifest import Manifest
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import DataError
 
 # From the launcher to the workers it starts: what `announcement` gives.
@@ -17,7 +17,7 @@ VARIABLE = "LOROT_MANIFESTS"
 _KEYS = ("train_split", "eval_split")
 
 
-def load(job: JobConfig) -> tuple[Manifest, Manifest]:
+def load(job: TrainingConfig) -> tuple[Manifest, Manifest]:
     """The training and the evaluation split; looks at all files, and makes their manifests if they have changed.
 
     Raises:
@@ -30,7 +30,7 @@ def load(job: JobConfig) -> tuple[Manifest, Manifest]:
     return train_set, eval_set
 
 
-def use_cache(job: JobConfig) -> None:
+def use_cache(job: TrainingConfig) -> None:
     """Keep what lies below a URL where the job says; to be called before its data are opened."""
     remote.use_cache(job.data.cache_folder, int(job.data.cache_gb * 10**9))
 
@@ -40,7 +40,7 @@ def announcement(splits: tuple[Manifest, Manifest]) -> str:
     return json.dumps([[str(manifest.path), manifest.digest] for manifest in splits])
 
 
-def map_announced(job: JobConfig, announced: str) -> tuple[Manifest, Manifest]:
+def map_announced(job: TrainingConfig, announced: str) -> tuple[Manifest, Manifest]:
     """The splits that another process of this machine has loaded for the same job; no file of the data is looked at.
 
     Raises:
@@ -56,7 +56,7 @@ def announced_here(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get(VARIABLE)
 
 
-def _map(job: JobConfig, key: str, path: str, digest: str) -> Manifest:
+def _map(job: TrainingConfig, key: str, path: str, digest: str) -> Manifest:
     manifest = Manifest.open(path, job.data.root)
     if manifest.digest != digest:
         raise DataError(

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from nvidia.dali import fn, types
+from torch import Tensor
 
 from pipelines.augment.operations import Operation
 from pipelines.dali import augment
-from pipelines.dali.graph import Graph, decode, numbers
+from pipelines.dali.graph import Graph, decode, images_of, numbers
 from pipelines.plan import Plan
 
+ASIDE: tuple[str, ...] = ()
 _TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "bfloat16": types.FLOAT, "uint8": types.UINT8}
 
 
@@ -45,9 +47,9 @@ def outline(graph: Graph, device: str) -> Any:
     return _turn(images) if graph.rotates and erasers else images
 
 
-def prepare(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
-    """All of the graph's inputs for one batch but the samples."""
-    inputs = augment.prepare(graph.slots, plan)
+def prepare(graph: Graph, plan: Plan, samples: list[np.ndarray]) -> dict[str, Any]:
+    """The graph's inputs for one batch."""
+    inputs: dict[str, Any] = {"samples": samples, **augment.prepare(graph.slots, plan)}
     if graph.resizes:
         inputs["size"] = np.full((len(plan.ids), 2), plan.size, np.float32)
     if graph.window != "whole":
@@ -64,6 +66,11 @@ def prepare(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
         # Two things are pasted: the image itself at its own corner, then the turned patch.
         inputs["pastes"] = np.stack([np.zeros_like(corners), corners], axis=1)
     return inputs
+
+
+def finish(graph: Graph, outputs: Any, aside: dict[str, Any]) -> Tensor:
+    """(N, 3, size, size), channels_last."""
+    return images_of(outputs[0], graph.dtype)
 
 
 def _turn(images: Any) -> Any:

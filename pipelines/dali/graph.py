@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from nvidia.dali import fn, types
+from torch import Tensor
 
 from pipelines.augment.operations import Operation
 from pipelines.plan import View
@@ -54,3 +56,10 @@ def decode(files: Any, device: str, window: tuple[Any, Any] | None = None) -> An
 def numbers(name: str, ndim: int) -> Any:
     """An input of 32-bit integers, one array per sample."""
     return fn.external_source(name=name, dtype=types.INT32, ndim=ndim)
+
+
+def images_of(output: Any, dtype: str) -> Tensor:
+    """(N, 3, H, W) of `dtype`, channels_last, over the memory of an output (N, H, W, 3)."""
+    images: Tensor = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
+    # Halves come out as integers of their bits, or as floats that are to be rounded.
+    return images.view(getattr(torch, dtype)) if images.dtype == torch.int16 else images.to(getattr(torch, dtype))

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from nvidia.dali import fn, types
 from nvidia.dali.plugin.numba import NumbaFunction
+from torch import Tensor
 
-from pipelines.dali.graph import Graph, decode, numbers
+from pipelines.dali.graph import Graph, decode, images_of, numbers
 from pipelines.kernels import render
 from pipelines.kernels.excerpt import excerpts
 from pipelines.plan import Plan, View
 
+ASIDE: tuple[str, ...] = ()
 _KINDS = {
     "float32": (render.FLOAT, types.FLOAT),
     "uint8": (render.BYTE, types.UINT8),
@@ -33,8 +35,8 @@ class _Compiled(NumbaFunction):
         return setup_fn
 
 
-def outline(graph: Graph) -> Any:
-    """The graph's output (size, size, 3), inside a pipeline; halves come out as 16-bit integers."""
+def outline(graph: Graph, device: str) -> Any:
+    """The graph's output (size, size, 3), inside a pipeline on the CPU; halves come out as 16-bit integers."""
     if graph.encoded:
         files = fn.external_source(name="samples", dtype=types.UINT8, ndim=1, no_copy=True)
         window = (numbers("anchors", ndim=1), numbers("shapes", ndim=1)) if graph.window == "inside" else None
@@ -86,6 +88,11 @@ def prepare(graph: Graph, plan: Plan, samples: list[np.ndarray]) -> dict[str, An
         inputs["amounts"] = plan.amounts.reshape(count, -1).astype(np.float32)
     inputs["numbers"] = table
     return inputs
+
+
+def finish(graph: Graph, outputs: Any, aside: dict[str, Any]) -> Tensor:
+    """(N, 3, size, size), channels_last."""
+    return images_of(outputs[0], graph.dtype)
 
 
 def _table(view: View, dtype: str) -> np.ndarray:

@@ -2,21 +2,54 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline
-from torch import Tensor
 
-from pipelines.dali import device_graph
+from pipelines.dali import device_graph, instance_graph
 from pipelines.dali.graph import Graph
-from pipelines.plan import Plan
+from pipelines.dali.instance_graph import InstanceGraph
 from pipelines.soundness import UnsoundError
 
 
+class Way(Protocol):
+    """A module that knows one kind of graph: how it is built, fed and read.
+
+    Attributes:
+        ASIDE: names of prepared values that no operator takes; `finish` gets them back.
+    """
+
+    ASIDE: tuple[str, ...]
+
+    def outline(self, graph: Any, device: str) -> Any:
+        """The graph's outputs, inside a pipeline."""
+        ...
+
+    def prepare(self, graph: Any, plan: Any, samples: list[np.ndarray]) -> dict[str, Any]:
+        """The graph's inputs for one batch, the samples among them."""
+        ...
+
+    def finish(self, graph: Any, outputs: Any, aside: dict[str, Any]) -> Any:
+        """What a renderer hands out, of a batch's outputs."""
+        ...
+
+
+def way_of(graph: Graph | InstanceGraph, on_host: bool) -> Way:
+    """The module for a graph, rendered by the host's compiled operator if there is one for it and `on_host`."""
+    if isinstance(graph, InstanceGraph):
+        return instance_graph
+    if on_host:
+        # Only here: Numba takes half a second to import, and a GPU's worker does not need it.
+        from pipelines.dali import host_graph
+
+        return host_graph
+    return device_graph
+
+
 def build(
-    graph: Graph,
+    graph: Graph | InstanceGraph,
     *,
     device: str = "cpu",
     stock: bool = False,
@@ -33,7 +66,7 @@ def build(
         device_id: the GPU; None on a CPU.
 
     Returns:
-        A pipeline with one output, (N, size, size, 3), and the inputs that `Renderer` feeds.
+        A pipeline with the outputs that `Renderer` reads, first of all the images, and the inputs that it feeds.
     """
     pipeline = Pipeline(
         batch_size=batch_size,
@@ -43,13 +76,8 @@ def build(
         exec_dynamic=True,
     )
     with pipeline:
-        if device == "gpu" or stock:
-            pipeline.set_outputs(device_graph.outline(graph, device))
-        else:
-            # Only here: Numba takes half a second to import, and a GPU's worker does not need it.
-            from pipelines.dali import host_graph
-
-            pipeline.set_outputs(host_graph.outline(graph))
+        outputs = way_of(graph, on_host=device != "gpu" and not stock).outline(graph, device)
+        pipeline.set_outputs(*(outputs if isinstance(outputs, tuple) else (outputs,)))
     return pipeline
 
 
@@ -60,7 +88,14 @@ class Renderer:
     """
 
     def __init__(
-        self, graph: Graph, *, device: str, batch_size: int, num_threads: int, depth: int, stock: bool = False
+        self,
+        graph: Graph | InstanceGraph,
+        *,
+        device: str,
+        batch_size: int,
+        num_threads: int,
+        depth: int,
+        stock: bool = False,
     ) -> None:
         """`stock` renders by stock operators on a CPU too, as a GPU does."""
         self.graph = graph
@@ -68,7 +103,7 @@ class Renderer:
         self._stock = stock
         self._device = torch.device(device)
         on_gpu = self._device.type == "cuda"
-        self._on_host = not (on_gpu or stock)
+        self._way = way_of(graph, on_host=not (on_gpu or stock))
         self._pipeline: Any = build(
             graph,
             device="gpu" if on_gpu else "cpu",
@@ -89,42 +124,41 @@ class Renderer:
         """Whether `collect` has something to wait for: DALI starts with `depth` batches at once."""
         return self._started
 
-    def prepare(self, samples: Sequence[bytes | np.ndarray], plan: Plan) -> dict[str, Any]:
-        """The graph's inputs for one batch of files (bytes) or pixels (H, W, 3); any thread may call it."""
+    def prepare(self, samples: Sequence[bytes | np.ndarray], plan: Any) -> dict[str, Any]:
+        """What `submit` takes, of one batch of files (bytes) or pixels (H, W, 3); any thread may call it."""
         given = [np.frombuffer(sample, np.uint8) if isinstance(sample, bytes) else sample for sample in samples]
-        if self._on_host:
-            from pipelines.dali import host_graph
-
-            return host_graph.prepare(self.graph, plan, given)
-        return {"samples": given, **device_graph.prepare(self.graph, plan)}
+        return self._way.prepare(self.graph, plan, given)
 
     def submit(self, inputs: dict[str, Any]) -> None:
         """Hand in one prepared batch; rendering starts when the first `depth` are in."""
+        aside = {name: inputs[name] for name in self._way.ASIDE}
         for name, values in inputs.items():
-            self._pipeline.feed_input(name, values)
-        self._held.append(inputs["samples"])
+            if name not in aside:
+                self._pipeline.feed_input(name, values)
+        self._held.append((inputs["samples"], aside))
         self._waiting += 1
         if self._started or self._waiting == self.depth:
             self._pipeline.schedule_run()
             self._started = True
 
-    def collect(self) -> Tensor:
-        """The oldest batch submitted: (N, 3, size, size), channels_last, a view of DALI's own memory.
+    def collect(self) -> Any:
+        """The oldest batch submitted, views of DALI's own memory.
+
+        Returns:
+            (N, 3, size, size) channels_last for a `Graph`, `rendered.Rendered` for an `InstanceGraph`.
 
         Raises:
             UnsoundError: a sample cannot be decoded. The renderer is of no more use; `fault` tells which it was.
         """
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
-            (output,) = self._pipeline.outputs(stream)
+            outputs = self._pipeline.outputs(stream)
         except RuntimeError as error:
             raise UnsoundError(str(error)) from None
-        self._held.popleft()
-        images: Tensor = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
-        dtype = getattr(torch, self.graph.dtype)
-        return images.view(dtype) if images.dtype == torch.int16 else images.to(dtype)
+        _, aside = self._held.popleft()
+        return self._way.finish(self.graph, outputs, aside)
 
-    def fault(self, sample: bytes | np.ndarray, plan: Plan) -> str | None:
+    def fault(self, sample: bytes | np.ndarray, plan: Any) -> str | None:
         """Why DALI cannot render one sample, of which `plan` is the one row; None if it can."""
         device = str(self._device)
         single = Renderer(self.graph, device=device, batch_size=1, num_threads=1, depth=1, stock=self._stock)

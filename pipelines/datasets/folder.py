@@ -7,8 +7,9 @@
 
 ImageNet comes from https://image-net.org (free for research, after registration): ILSVRC2012's classification
 archives, or the Object Localization Challenge's one archive, which is the last layout as it is.
-Boxes are read from `Annotations/CLS-LOC/SPLIT/[CLASS/]STEM.xml` beside `Data` or in ROOT, if there. Readable class
-names come from `LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), if there; a folder's name is the class id.
+Boxes are read from `Annotations/CLS-LOC/SPLIT/[CLASS/]STEM.xml` beside `Data` or in ROOT, or else from the challenge's
+table `LOC_SPLIT_solution.csv` in ROOT or beside `Data`, if there; an image may have several. Readable class names come
+from `LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), if there; a folder's name is the class id.
 
 A file's name only says whether it is one of the images; its format is told by its content. Sizes and boxes are those
 of the image as it is shown, EXIF orientation applied.
@@ -34,6 +35,7 @@ _READING = 2
 _CHUNK = 256
 _BASES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 _MAPPING = "LOC_synset_mapping.txt"
+_TABLE = ".csv"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def load(root: Path, split: str, *, annotations: str | None = None) -> Manifest:
     Args:
         root: folder in one of the layouts above.
         split: name of the split's folder. Labels count the sorted class folders of `train`, if there is such a split.
-        annotations: folder of the split's CLS-LOC XML files, relative to `root`; found by itself where ImageNet has it.
+        annotations: folder of the split's CLS-LOC XML files, or a table as LOC_val_solution.csv, relative to `root`;
+            found by itself where ImageNet has it.
 
     Raises:
         DataError: no such split, an empty class folder, a class that `train` does not have, a bad annotation.
@@ -110,12 +113,21 @@ def _find(root: Path, split: str, annotations: str | None) -> _Found:
 
 
 def _find_annotations(root: Path, base: str, split: str, given: str | None) -> list[File]:
-    usual = [f"{base.removesuffix('Data/CLS-LOC')}Annotations/CLS-LOC/{split}", f"Annotations/CLS-LOC/{split}"]
-    places = usual if given is None else [given]
-    folder = next((place for place in places if (root / place).is_dir()), None)
-    if folder is None and given is not None:
-        raise DataError(f"{root / given}: no such folder of annotations; leave the option out if there are none")
-    return listing.files(root, folder, (".xml",)) if folder is not None else []
+    """The XML files, or the one table that stands for them."""
+    beside = base.removesuffix("Data/CLS-LOC")
+    usual = [f"{beside}Annotations/CLS-LOC/{split}", f"Annotations/CLS-LOC/{split}"]
+    tables = [f"LOC_{split}_solution.csv", f"{beside}LOC_{split}_solution.csv"]
+    if given is not None:
+        usual, tables = [given], [given] if given.endswith(_TABLE) else []
+    folder = next((place for place in usual if (root / place).is_dir()), None)
+    if folder is not None:
+        return listing.files(root, folder, (".xml",))
+    table = next((file for path in tables if (file := listing.file(root, path))), None)
+    if table is None and given is not None:
+        raise DataError(
+            f"{root / given}: no such folder of annotations, and no table of them; leave the option out without any"
+        )
+    return [table] if table is not None else []
 
 
 def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Heading, Rows]:
@@ -160,6 +172,9 @@ def _read_annotations(root: Path, files: list[File], paths: list[str]) -> list[c
     """The annotation of each image, or None where there is none."""
     if not files:
         return [None] * len(paths)
+    if files[0].path.endswith(_TABLE):
+        table = cls_loc.read_solution(root / files[0].path)
+        return [table.get(_names(path)[1]) for path in paths]
     by_name = {name: file.path for file in files for name in reversed(_names(file.path))}
     notes = [next((by_name[name] for name in _names(path) if name in by_name), None) for path in paths]
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import cache, manifest, prepared_set
+from pipelines.columns import view
 from pipelines.errors import DataError, UnreachableError
 from pipelines.files import LocalFiles
 from pipelines.manifest import Heading, Manifest
@@ -107,7 +108,7 @@ def _check(heading: Heading, batch: pa.RecordBatch, shard_bytes: np.ndarray) -> 
         raise ValueError("it has gaps")
     last = 0
     for start in range(0, len(batch), _ROWS):
-        rows = {name: manifest.view(batch.column(name))[start : start + _ROWS] for name in needed}
+        rows = {name: view(batch.column(name))[start : start + _ROWS] for name in needed}
         shards = rows["shard"]
         _refuse(start, (rows["label"] < 0) | (rows["label"] >= len(heading.classes)), "a label without a class")
         _refuse(start, (rows["height"] < 0) | (rows["width"] < 0), "a height or width below 0")

@@ -13,11 +13,11 @@ from pipelines.drawing.shapes import ellipse, polygon, rectangle, ring
 MIN_SIZE = 16
 # The object's longer side, of the picture's.
 SHARE = (0.4, 0.78)
-_POSE = 16
-_COLOURS = 40
+POSE = 16
+COLOURS = 40
 _DISTRACTORS = 6
-_PER_DISTRACTOR = 8
-NUMBERS = objects.VARIATIONS + _POSE + _COLOURS + _DISTRACTORS * _PER_DISTRACTOR + background.NUMBERS
+PER_DISTRACTOR = 8
+NUMBERS = objects.VARIATIONS + POSE + COLOURS + _DISTRACTORS * PER_DISTRACTOR + background.NUMBERS
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,36 @@ def numbers(seed: int, split: str, ids: np.ndarray) -> np.ndarray:
 
 def draw(name: str, size: int, drawn: np.ndarray) -> Scene:
     """Draw the object `name` on a picture of `size` x `size` pixels from (NUMBERS,) random `drawn`."""
-    parts = np.split(drawn, np.cumsum([objects.VARIATIONS, _POSE, _COLOURS, _DISTRACTORS * _PER_DISTRACTOR]))
+    parts = np.split(drawn, np.cumsum([objects.VARIATIONS, POSE, COLOURS, _DISTRACTORS * PER_DISTRACTOR]))
     vary, pose, tint, others, texture = parts
-    ground, tones, halo = _palette(tint.tolist())
+    ground, tones, halo = palette(tint.tolist())
     picture = background.draw(size, ground, texture)
-    for other in others.reshape(_DISTRACTORS, _PER_DISTRACTOR)[: 2 + int(pose[8] * (_DISTRACTORS - 1))].tolist():
-        _distract(picture, size, other, ground)
-    layers = objects.OBJECTS[name](vary.tolist())
+    for other in others.reshape(_DISTRACTORS, PER_DISTRACTOR)[: 2 + int(pose[8] * (_DISTRACTORS - 1))].tolist():
+        distract(picture, size, other, ground)
     edge = max(1, round(size / 96))
-    placed = _place(layers, size, pose.tolist(), outline=2 * edge)
+    layers = objects.OBJECTS[name](vary.tolist())
+    thing = sketch(layers, place(layers, size, pose.tolist(), outline=2 * edge), size, edge)
+    paint(picture, thing, tones, halo, light(size, pose.tolist()))
+    return Scene(finished(picture), thing.outline.amount >= raster.FULL // 2)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """An object in its place: how much of each pixel its layers cover, from back to front.
+
+    Attributes:
+        layers: what is painted. covers: their coverage. edges: the same with a dark edge around, or None without one.
+        outline: the whole object's coverage, a halo around it included; of the whole picture.
+    """
+
+    layers: list[Layer]
+    covers: list[raster.Patch]
+    edges: list[raster.Patch | None]
+    outline: raster.Patch
+
+
+def sketch(layers: list[Layer], placed: list[list[np.ndarray]], size: int, edge: int) -> Sketch:
+    """An object whose layers have these contours in pixels, edges and halo `edge` pixels wide."""
     covers = [raster.cover(contours, size, size) for contours in placed]
     whole = np.zeros((size, size), np.int32)
     edges = [
@@ -58,19 +79,32 @@ def draw(name: str, size: int, drawn: np.ndarray) -> Scene:
     for patch, wide in zip(covers, edges, strict=True):
         outer = wide or patch
         np.maximum(outer.of(whole), outer.amount, out=outer.of(whole))
-    outline = raster.widen(raster.Patch(0, 0, whole), edge, size, size)
-    raster.paint(picture, outline, halo)
-    light = _light(size, pose.tolist())
-    for patch, wide, layer in zip(covers, edges, layers, strict=True):
+    return Sketch(layers, covers, edges, raster.widen(raster.Patch(0, 0, whole), edge, size, size))
+
+
+def paint(picture: np.ndarray, thing: Sketch, tones: np.ndarray, halo: np.ndarray, light: np.ndarray) -> None:
+    """Lay an object over a (3, size, size) int32 picture, in place.
+
+    Args:
+        tones: (5, 3, 1, 1) int32 colours. halo: (3, 1, 1) int32. light: (size, size) int32 brightness around 256.
+    """
+    raster.paint(picture, thing.outline, halo)
+    for patch, wide, layer in zip(thing.covers, thing.edges, thing.layers, strict=True):
         if wide is not None:
             raster.paint(picture, wide, tones[objects.DARK])
         shaded = (tones[layer.tone] * patch.of(light)) >> 8
         raster.paint(picture, patch, np.minimum(shaded, 255))
-    return Scene(np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0)), outline.amount >= raster.FULL // 2)
 
 
-def _place(layers: list[Layer], size: int, pose: list[float], outline: int) -> list[list[np.ndarray]]:
-    """The layers' contours in pixels: mirrored, stretched, sheared, tilted, scaled and put somewhere inside."""
+def finished(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 pixels of a (3, H, W) int32 picture."""
+    return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
+
+
+def place(
+    layers: list[Layer], size: int, pose: list[float], outline: int, share: tuple[float, float] = SHARE
+) -> list[list[np.ndarray]]:
+    """The layers' contours in pixels: mirrored, stretched, sheared, tilted, scaled to a `share`, put somewhere."""
     angle = math.radians(24 * pose[0] - 12)
     cos, sin = round(math.cos(angle), 6), round(math.sin(angle), 6)
     across = (0.85 + 0.3 * pose[1]) * (-1 if pose[2] < 0.5 else 1)
@@ -82,8 +116,8 @@ def _place(layers: list[Layer], size: int, pose: list[float], outline: int) -> l
     points = np.stack([x * cos - y * sin, x * sin + y * cos], axis=1)
     low = points.min(axis=0)
     extent = points.max(axis=0) - low
-    side = (SHARE[0] + (SHARE[1] - SHARE[0]) * pose[4]) * size - 2 * outline
-    scale = max(side, 0.25 * size) / float(extent.max())
+    side = (share[0] + (share[1] - share[0]) * pose[4]) * size - 2 * outline
+    scale = max(side, 0.625 * share[0] * size) / float(extent.max())
     # One pixel more than the outline: corners may fall anywhere within theirs.
     margin = outline + 1
     room = size - 2 * margin - extent * scale
@@ -92,7 +126,7 @@ def _place(layers: list[Layer], size: int, pose: list[float], outline: int) -> l
     return [[next(contours) for _ in layer.contours] for layer in layers]
 
 
-def _palette(tint: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def palette(tint: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Background colours (2, 3) float64, the five tones (5, 3, 1, 1) and the halo (3, 1, 1) int32.
 
     The object's main tone always differs from the background in luminance, either way; everything else is free.
@@ -133,14 +167,14 @@ def _luminance(colour: list[float]) -> float:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
-def _light(size: int, pose: list[float]) -> np.ndarray:
+def light(size: int, pose: list[float]) -> np.ndarray:
     """(size, size) int32 brightness around 256, falling across the picture in a random direction."""
     grid = (np.arange(size) + 0.5) / size - 0.5
     slope = grid[None, :] * (120 * pose[9] - 60) + grid[:, None] * (120 * pose[10] - 60)
     return np.floor(slope + 256.5).astype(np.int32)
 
 
-def _distract(picture: np.ndarray, size: int, drawn: list[float], ground: np.ndarray) -> None:
+def distract(picture: np.ndarray, size: int, drawn: list[float], ground: np.ndarray) -> None:
     """Paint a small plain shape, with a colour not far from the background's."""
     radius = 0.025 + 0.04 * drawn[0]
     x, y = drawn[1], drawn[2]

@@ -33,7 +33,10 @@ def show(console: Console, manifest: Manifest, classes_shown: int = 10) -> None:
     Args:
         classes_shown: so many of the largest and of the smallest classes.
     """
-    counts = np.bincount(manifest.labels, minlength=len(manifest.classes))
+    labels, what = manifest.labels, "samples"
+    if manifest.instances is not None:
+        labels, what = manifest.instances.labels, "objects"
+    counts = np.bincount(labels, minlength=len(manifest.classes))
     known = manifest.heights > 0
     heights, widths = manifest.heights[known], manifest.widths[known]
     about = Table.grid(padding=(0, 2))
@@ -42,13 +45,14 @@ def show(console: Console, manifest: Manifest, classes_shown: int = 10) -> None:
     about.add_row(f"{manifest.name} {manifest.split}", f"{len(manifest):,} samples in {manifest.root}")
     about.add_row(
         "classes",
-        f"{len(counts):,}: {counts.min():,} samples in the smallest, {np.median(counts):,.0f} median, "
+        f"{len(counts):,}: {counts.min():,} {what} in the smallest, {np.median(counts):,.0f} median, "
         f"{counts.max():,} in the largest",
     )
     if not known.all():
         about.add_row("unreadable", f"{np.count_nonzero(~known):,} headers")
     about.add_row("formats", _formats(manifest))
-    about.add_row("masks", "yes" if manifest.has_masks else "no")
+    has_masks = manifest.has_masks or (manifest.instances is not None and manifest.instances.has_segmentations)
+    about.add_row("masks", "yes" if has_masks else "no")
     about.add_row("digest", manifest.digest)
     console.print(about, markup=False, highlight=False)
 

@@ -1,86 +1,96 @@
 """From heat maps to boxes: the largest connected component of every super-level set, and what a box is worth.
 
 A box is (x_min, y_min, x_max, y_max) in half-open pixel coordinates: pixel (y, x) alone is (x, y, x + 1, y + 1).
+
+Which component is the largest is decided by one of two sizes, and the field uses both. "pixels": the one with the most
+pixels, as Zhou et al. (CVPR 2016, 3.2) say it. "contours": the one whose outer contour encloses the largest area, as
+published evaluations do it by OpenCV's findContours and contourArea (Choe et al., CVPR 2020; Co-mixup). The second
+counts what lies in holes, and takes half a pixel off every side: a long thin component has pixels, but no area.
 """
 
+from functools import lru_cache
+from typing import Literal, get_args
+
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
+import torch
 
-# Maps are worked on in blocks that stay in a processor's cache: twice as fast at 224 pixels.
-_BLOCK_PIXELS = 2**18
+from pipelines.kernels import components
+from service.downstream import cam
+
+Component = Literal["pixels", "contours"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
-def largest_component_boxes(heatmaps: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Tight boxes around the largest 8-connected component of `heatmap >= threshold`.
+def largest_component_boxes(
+    heatmaps: np.ndarray, thresholds: np.ndarray, component: Component = "pixels"
+) -> np.ndarray:
+    """Tight boxes around the largest 8-connected component of `heatmap >= threshold`, compared in float32.
 
-    All maps and all thresholds are labelled at once, by their horizontal runs: 5 to 10 times as fast as labelling
-    pixels mask by mask. Of components of equal size the one that is met first, row by row, is taken.
+    Of components of equal size the one that is met first, row by row, is taken.
 
     Args:
-        heatmaps: (N, H, W) floating.
-        thresholds: (T,) increasing.
+        heatmaps: (N, H, W) floating. NaN reaches no threshold.
+        thresholds: (T,) not falling, at most 255 of them.
+        component: what the largest has most of; see the module.
 
     Returns:
         (N, T, 4) int64 boxes in pixels of the map; a threshold that nothing reaches gives (0, 0, 0, 0).
+
+    Raises:
+        ValueError: too many thresholds, thresholds that fall, or an unknown `component`.
     """
-    N, H, W = heatmaps.shape
-    T = len(thresholds)
-    block = max(1, _BLOCK_PIXELS // (H * W))
-    if block < N:
-        parts = [largest_component_boxes(heatmaps[at : at + block], thresholds) for at in range(0, N, block)]
-        return np.concatenate(parts)
-    starts, ends = _runs(heatmaps, thresholds)
-    boxes = np.zeros((T * N, 4), np.int64)
-    if len(starts):
-        component = _components(starts, ends, row=W + 1)
-        row, x_min = np.divmod(starts, W + 1)
-        mask, y = np.divmod(row, H + 1)
-        count = component.max() + 1
-        tight = np.zeros((count, 4), np.int64)
-        tight[:, 0] = W + 1
-        np.minimum.at(tight[:, 0], component, x_min)
-        np.maximum.at(tight[:, 2], component, x_min + ends - starts)
-        # Runs come in raster order, and of several values written to one place the last one stays.
-        tight[component[::-1], 1] = y[::-1]
-        tight[component, 3] = y + 1
-        owner, met_at = np.zeros((2, count), np.int64)
-        owner[component] = mask
-        met_at[component[::-1]] = starts[::-1]
-        sizes = np.bincount(component, weights=ends - starts)
-        order = np.lexsort((-met_at, sizes))
-        boxes[owner[order]] = tight[order] - 1
-    return boxes.reshape(T, N, 4).swapaxes(0, 1)
+    cuts = _checked(thresholds, component)
+    return components.boxes_of_heat(np.ascontiguousarray(heatmaps, np.float32), cuts, component == "contours")
 
 
-def _runs(heatmaps: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends (exclusive) of the horizontal runs of all masks, mask by mask, row by row.
+def cam_boxes(
+    maps: np.ndarray,
+    size: int,
+    thresholds: np.ndarray,
+    component: Component = "pixels",
+    enlargement: cam.Enlargement = "bilinear",
+) -> np.ndarray:
+    """What `largest_component_boxes` gives for `cam.heatmaps(maps, size)`, without making those: several times as fast.
 
-    Coordinates are flat: mask k of map n starts at (k * N + n) * (H + 1) * (W + 1), and pixel (y, x) lies in its row
-    y + 1 and column x + 1. The row above and the column to the left belong to no mask and keep neighbours apart.
+    Differs from it by rounding only: by pixels that lie within 1e-6 of a threshold.
+
+    Args:
+        maps: (N, h, w) floating. A map that is not finite has no box; one without contrast, a box of everything.
+        size: side of the network's input, pixels.
+        thresholds: (T,) not falling, at most 1, shares of the map's range.
+
+    Returns:
+        (N, T, 4) int64 boxes in pixels of the input.
+
+    Raises:
+        ValueError: as `largest_component_boxes`.
     """
-    N, H, W = heatmaps.shape
-    padded = np.full(N * (H + 1) * (W + 1) + 1, -np.inf, heatmaps.dtype)
-    padded[:-1].reshape(N, H + 1, W + 1)[:, 1:, 1:] = heatmaps
-    starts, ends = [], []
-    for k, threshold in enumerate(thresholds.astype(heatmaps.dtype)):
-        inside = padded >= threshold
-        edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1 + k * (len(padded) - 1)
-        starts.append(edges[0::2])
-        ends.append(edges[1::2])
-    return np.concatenate(starts), np.concatenate(ends)
+    cuts = _checked(thresholds, component)
+    coarse = np.ascontiguousarray(maps, np.float32)
+    taps = [_taps(size, cells, enlargement) for cells in coarse.shape[1:]]
+    first, weights = (tuple(parts) for parts in zip(*taps, strict=True))
+    return components.boxes_of_maps(coarse, first, weights, cuts, component == "contours")
 
 
-def _components(starts: np.ndarray, ends: np.ndarray, row: int) -> np.ndarray:
-    """The component (0, 1, ...) that each run belongs to; runs touch if they meet, or meet at a corner, a row apart."""
-    low = np.searchsorted(ends, starts + row, side="left")
-    high = np.maximum(low, np.searchsorted(starts, ends + row, side="right"))
-    count = high - low
-    last = np.cumsum(count)
-    touched = np.arange(last[-1]) + np.repeat(low - (last - count), count)
-    rows = np.concatenate([[0], last])
-    graph = csr_array((np.ones(len(touched)), touched, rows), shape=(len(starts), len(starts)))
-    return connected_components(graph, connection="weak")[1]
+def _checked(thresholds: np.ndarray, component: str) -> np.ndarray:
+    cuts = np.ascontiguousarray(thresholds, np.float32)
+    if component not in COMPONENTS:
+        raise ValueError(f"component {component!r} does not exist; there are {', '.join(COMPONENTS)}")
+    if cuts.ndim != 1 or len(cuts) > components.MOST_THRESHOLDS or (np.diff(cuts) < 0).any():
+        most = components.MOST_THRESHOLDS
+        raise ValueError(f"thresholds of shape {cuts.shape}: needs at most {most}, none below the one before it")
+    return cuts
+
+
+@lru_cache(maxsize=32)
+def _taps(size: int, cells: int, enlargement: cam.Enlargement) -> tuple[np.ndarray, np.ndarray]:
+    """Of which cells each of `size` pixels is made: the first one (size,) int64, and weights (size, K) float32."""
+    matrix = cam.interpolation(size, cells, torch.device("cpu"), enlargement).numpy()
+    taken = matrix != 0
+    first = taken.argmax(axis=1)
+    span = int((cells - taken[:, ::-1].argmax(axis=1) - first).max())
+    padded = np.pad(matrix, ((0, 0), (0, span)))
+    return first, np.ascontiguousarray(padded[np.arange(size)[:, None], first[:, None] + np.arange(span)], np.float32)
 
 
 def best_iou(boxes: np.ndarray, truths: list[np.ndarray]) -> np.ndarray:
@@ -104,7 +114,8 @@ def best_iou(boxes: np.ndarray, truths: list[np.ndarray]) -> np.ndarray:
     box = boxes[:, :, None].astype(np.float64)
     overlap = np.minimum(box[..., 2:], true[..., 2:]) - np.maximum(box[..., :2], true[..., :2])
     # Each side on its own: two negative sides would multiply to a positive area.
-    intersection = np.prod(np.maximum(overlap, 0), axis=-1)
+    sides = np.maximum(overlap, 0)
+    intersection = sides[..., 0] * sides[..., 1]
     union = _area(box) + _area(true) - intersection
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0).max(axis=2)
 
@@ -141,4 +152,6 @@ def _affine(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    area: np.ndarray = sides[..., 0] * sides[..., 1]
+    return area

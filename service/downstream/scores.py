@@ -80,15 +80,18 @@ class Scores:
             cam_threshold: that one; None for `best_cam_threshold`.
 
         Returns:
-            Rows "top1_loc", "gt_known", and for the axis "iou" also those of the centre box, best share at each.
+            Rows "top1_loc", "top5_loc", "gt_known", and for the axis "iou" also those of the centre box, best share at
+            each.
         """
         if axis == "cam":
             at = [row(threshold) for threshold in READ_THRESHOLDS]
-            return {name: _floats(getattr(self, name)[at, column(0.5)]) for name in ("top1_loc", "gt_known")}
+            names = ("top1_loc", "top5_loc", "gt_known")
+            return {name: _floats(getattr(self, name)[at, column(0.5)]) for name in names}
         kept = row(self.best_cam_threshold if cam_threshold is None else cam_threshold)
         columns = [column(threshold) for threshold in READ_THRESHOLDS]
         return {
             "top1_loc": _floats(self.top1_loc[kept, columns]),
+            "top5_loc": _floats(self.top5_loc[kept, columns]),
             "gt_known": _floats(self.gt_known[kept, columns]),
             "centre_top1_loc": _floats(self.centre_top1_loc[:, columns].max(axis=0)),
             "centre_gt_known": _floats(self.centre_gt_known[:, columns].max(axis=0)),

@@ -2,6 +2,7 @@
 
 The table's thresholds 0.5 to 0.9 can be read in two ways, and the paper does not say which is meant: as thresholds on
 the map at a fixed IoU of 0.5 (`axis="cam"`), or as thresholds on the IoU. The whole grid is computed, both are given.
+How a map becomes a box is another matter that publications differ in: see `protocol`.
 """
 
 import dataclasses
@@ -9,18 +10,15 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
-from pipelines import datasets, loading, pretext
+from pipelines import loading, pretext
+from pipelines.manifest import Manifest
 from pipelines.plan import View
 from pipelines.progress import bar
 from pipelines.reading import Source
@@ -28,6 +26,7 @@ from service import registry
 from service.config import TrackingConfig
 from service.downstream import boxes, overlays
 from service.downstream.localization import Measured, check, measure
+from service.downstream.protocol import PAPER, Protocol, choose
 from service.downstream.scores import (
     CAM_THRESHOLDS,
     CENTRE_SHARES,
@@ -37,6 +36,8 @@ from service.downstream.scores import (
     Axis,
     Scores,
 )
+from service.downstream.subject import load, open_data
+from service.downstream.wsol_table import render, show
 from service.errors import ConfigError, StorageError
 from service.pictures import denormalise
 
@@ -73,9 +74,12 @@ class Result:
         model, version, run_id, model_uri: which model, and the run that trained it; None if a plain file.
         data, split, digest: which images.
         axis: the reading that comes first.
+        protocol, component: how maps became boxes: "paper" or "official", "pixels" or "contours".
         view_size: side of the network's input, pixels.
+        settings: all that the numbers follow from, besides the weights and the images.
         scores: the numbers themselves.
-        wall_s, inference_s, boxes_s: the whole job; the network alone; maps, boxes and their scores alone.
+        wall_s, inference_s: the whole job; the network and its maps. boxes_s: boxes and their scores, on a thread
+            beside it. waited_s: what the network waited for that thread.
         examples: a few images, evenly spread over the data set.
         folder: where `wsol.json`, `cam.png` and the examples' pictures lie.
         record_id: the MLflow run of this job. notice: what could not be recorded yet, for the user; else empty.
@@ -98,6 +102,10 @@ class Result:
     folder: Path
     record_id: str = ""
     notice: str = ""
+    protocol: str = "paper"
+    component: str = "pixels"
+    waited_s: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def gt_known(self) -> float:
@@ -110,6 +118,11 @@ class Result:
         return self.scores.along("iou")["top1_loc"][0]
 
     @property
+    def top5_loc(self) -> float:
+        """Top-5 localization at IoU 0.5 and the same CAM threshold as `gt_known`."""
+        return self.scores.along("iou")["top5_loc"][0]
+
+    @property
     def centre_box(self) -> float:
         """What GT-known would be with the best box in the middle of every image instead."""
         return self.scores.centre_box_acc
@@ -120,7 +133,9 @@ class Result:
         zhou = scores.along("iou", ZHOU_CAM_THRESHOLD)
         flat = {
             "top1": scores.top1,
+            "top5": scores.top5,
             "top1_loc@0.5": self.top1_loc,
+            "top5_loc@0.5": self.top5_loc,
             "gt_known@0.5": self.gt_known,
             "max_box_acc": scores.max_box_acc,
             "max_box_acc_v2": scores.max_box_acc_v2,
@@ -163,6 +178,7 @@ class Result:
         return {
             "job": "wsol",
             **values,
+            "settings": dict(self.settings),
             "folder": str(self.folder),
             "examples": [dataclasses.asdict(example) for example in self.examples],
             "cam_thresholds": CAM_THRESHOLDS.tolist(),
@@ -181,6 +197,8 @@ def run(
     split: str | None = None,
     data_options: Mapping[str, Any] | None = None,
     axis: Axis = "cam",
+    protocol: str = "paper",
+    component: str | None = None,
     tracking_uri: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -197,6 +215,8 @@ def run(
         data, root, split, data_options: which images; what is not given is what the model was trained with and
             evaluated on.
         axis: which reading of table 9 comes first.
+        protocol: "paper", or "official" for what Co-mixup's published code does.
+        component: "pixels" or "contours", what the largest component has most of; default: the protocol's.
         batch_size: images per forward pass; the numbers do not depend on it.
         loader: "dali", or "torch" for the plain reference.
         output: folder of the results; default runs/wsol-NAME-VERSION.
@@ -207,41 +227,34 @@ def run(
     Raises:
         DataError: the data has no boxes, or other classes than the model.
         CheckpointError: no such model.
-        ConfigError: an unknown axis.
+        ConfigError: an unknown axis, protocol or component.
         TrackingError: the tracking server does not answer.
     """
     began = time.perf_counter()
     if axis not in ("cam", "iou"):
         raise ConfigError(f"axis {axis!r} does not exist; there are cam (CAM thresholds) and iou (IoU thresholds)")
-    model, card, resolved = registry.load(model_uri, tracking_uri=tracking_uri)
-    if data_options is None:
-        data_options = card.data_options if data in (None, card.data) else {}
-    if data not in (None, card.data) and root is None:
-        raise ConfigError(f"{resolved.uri} was trained on {card.data!r}; say where {data!r} lies with --root FOLDER")
-    manifest = datasets.load(data or card.data, root or card.root, split or card.split, **data_options)
-    check(manifest, card.classes, resolved.uri)
-    view = View(**card.view)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    model = model.to(memory_format=torch.channels_last).to(place)
-    name = resolved.name or resolved.folder.resolve().name
-    about = name if resolved.version is None else f"{name}-{resolved.version}"
-    folder = Path(output) if output is not None else Path("runs") / f"wsol-{about}"
+    chosen = choose(protocol, component)
+    subject = load(model_uri, tracking_uri, device)
+    resolved, view = subject.resolved, subject.view
+    manifest = open_data(subject, data, root, split, data_options)
+    check(manifest, subject.card.classes, resolved.uri)
+    folder = Path(output) if output is not None else Path("runs") / f"wsol-{subject.slug}"
 
     source = Source(manifest, view, pretext.load("none"), seed=0, limit=limit)
     total = len(source.sequence)
     with (
-        loading.open_eval(loader, source, batch_size=batch_size, device=place) as batches,
+        loading.open_eval(loader, source, batch_size=batch_size, device=subject.device) as batches,
         bar(total, "localizing", "images") if progress else nullcontext(lambda count: None) as advance,
     ):
-        measured = measure(model, manifest, view, batches, total, advance)
+        measured = measure(subject.model, manifest, view, batches, total, advance, chosen)
     try:
-        examples = write_pictures(measured, view, manifest.classes, folder)
+        examples = write_pictures(measured, view, manifest.classes, folder, chosen)
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot write the pictures ({error.strerror}); choose another output folder"
         ) from None
     result = Result(
-        model=name,
+        model=subject.name,
         version=resolved.version,
         run_id=resolved.run_id,
         model_uri=resolved.uri,
@@ -249,17 +262,35 @@ def run(
         split=manifest.split,
         digest=manifest.digest,
         axis=axis,
+        protocol=chosen.name,
+        component=chosen.component,
         view_size=view.size,
         scores=measured.scores,
         wall_s=time.perf_counter() - began,
         inference_s=measured.inference_s,
         boxes_s=measured.boxes_s,
+        waited_s=measured.waited_s,
+        settings=settings(manifest, view, chosen, limit),
         examples=examples,
         folder=folder,
     )
     result = record(result, resolved, TrackingConfig(uri=tracking_uri, experiment=experiment))
     write(result)
     return result
+
+
+def settings(manifest: Manifest, view: View, protocol: Protocol = PAPER, limit: int | None = None) -> dict[str, Any]:
+    """All that a localization's numbers follow from, besides the weights and the images; they are recorded under it."""
+    return {
+        "protocol": protocol.name,
+        "component": protocol.component,
+        "data": manifest.name,
+        "split": manifest.split,
+        "view_size": view.size,
+        "crop": view.crop,
+        "eval_crop": view.eval_crop,
+        "limit": limit,
+    }
 
 
 def record(result: Result, resolved: registry.Resolved, tracking_config: TrackingConfig) -> Result:
@@ -270,7 +301,7 @@ def record(result: Result, resolved: registry.Resolved, tracking_config: Trackin
         result.metrics(),
         tracking_config=tracking_config,
         folder=result.folder,
-        params={"axis": result.axis, "data": result.data, "split": result.split, "view_size": result.view_size},
+        params=result.settings,
         tags={"data": result.data, "data_digest": result.digest},
         artifacts=(write(result), result.folder / "cam.png"),
         headline=HEADLINE,
@@ -285,15 +316,17 @@ def write(result: Result) -> Path:
     return path
 
 
-def write_pictures(measured: Measured, view: View, classes: tuple[str, ...], folder: Path) -> tuple[Example, ...]:
+def write_pictures(
+    measured: Measured, view: View, classes: tuple[str, ...], folder: Path, protocol: Protocol
+) -> tuple[Example, ...]:
     """`cam.png` and `examples/*.png` in `folder`, with boxes at the best CAM threshold; returns what they show."""
     (folder / "examples").mkdir(parents=True, exist_ok=True)
-    cut = np.array([measured.scores.best_cam_threshold])
+    cut = protocol.cuts(np.array([measured.scores.best_cam_threshold]))
     pictures, examples = [], []
     for seen in measured.sightings:
         window = seen.window[None]
-        found = boxes.largest_component_boxes(seen.heat[None], cut)
-        iou = float(boxes.best_iou(boxes.to_source(found, window, view.size), [seen.truth])[0, 0])
+        found = boxes.largest_component_boxes(seen.heat[None], cut, protocol.component)
+        iou = float(protocol.overlap(found, [seen.truth], window, view.size)[0, 0])
         true_boxes = boxes.to_view(seen.truth[None], window, view.size)[0]
         photo = denormalise(seen.image[None], view.mean, view.std)[0]
         name = f"examples/{seen.id:08d}.png"
@@ -315,57 +348,8 @@ def write_pictures(measured: Measured, view: View, classes: tuple[str, ...], fol
     return tuple(examples)
 
 
-_ROW_TITLES = {
-    "top1_loc": "top-1 localization",
-    "gt_known": "GT-known localization",
-    "centre_top1_loc": "centre box, top-1",
-    "centre_gt_known": "centre box, GT-known",
-}
-
-
-def render(result: Result) -> Group:
-    """The result for a terminal: `rich.print(render(result))`. Numbers in per cent."""
-    scores = result.scores
-    version = f" version {result.version}" if result.version is not None else ""
-    head = Text.assemble(
-        (f"{result.model}{version}", "bold"),
-        f" on {result.data}/{result.split}: {scores.num_images:,} images, "
-        f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}",
-    )
-    parts: list[Any] = [head]
-    for reading in result.readings():
-        table = Table(title=f"axis={reading['axis']}: {reading['title']}", title_justify="left", title_style="")
-        table.add_column("per cent")
-        for threshold in reading["thresholds"]:
-            table.add_column(f"{threshold:g}", justify="right")
-        for name, values in reading["rows"].items():
-            style = "dim" if name.startswith("centre") else ""
-            table.add_row(_ROW_TITLES[name], *(f"{100 * value:.2f}" for value in values), style=style)
-        parts.append(table)
-    summary = Table.grid(padding=(0, 2))
-    cut, side = f"{scores.best_cam_threshold:g}", f"{scores.centre_share:.0%}"
-    summary.add_row("MaxBoxAcc", f"{scores.max_box_acc:.2%}", f"GT-known at IoU 0.5 and the best CAM threshold, {cut}")
-    summary.add_row("MaxBoxAccV2", f"{scores.max_box_acc_v2:.2%}", "mean of the best at IoU 0.3, 0.5 and 0.7")
-    summary.add_row(
-        "centre box", f"{scores.centre_box_acc:.2%}", f"GT-known at IoU 0.5, the best size: {side} of both sides"
-    )
-    parts.append(summary)
-    if scores.num_located < scores.num_images:
-        missing = scores.num_images - scores.num_located
-        parts.append(Text(f"{missing:,} images have no true box and count in top-1 and top-5 only", style="yellow"))
-    rate = scores.num_images / max(result.wall_s, 1e-9)
-    share = result.boxes_s / max(result.inference_s, 1e-9)
-    parts.append(Text(f"{result.wall_s:.1f} s, {rate:,.0f} images/s, maps and boxes {share:.0%} of the network's time"))
-    parts.append(Text(f"{result.folder}/cam.png, wsol.json", style="dim"))
-    if result.notice:
-        parts.append(Text(result.notice, style="yellow"))
-    return Group(*parts)
-
-
-def show(result: Result, console: Console) -> None:
-    """Print `render(result)`."""
-    console.print(render(result))
-
-
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+__all__ = ["HEADLINE", "Example", "Result", "record", "render", "run", "settings", "show", "write", "write_pictures"]

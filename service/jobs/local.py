@@ -14,7 +14,7 @@ from typing import IO
 import psutil
 
 from service import config, holder, machine, ownership, splits, tracking
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import (
     EXIT_CODES,
     REQUEUE,
@@ -61,7 +61,7 @@ def run(
     run_id: str | None = None,
     max_restarts: int | None = None,
     say: Callable[[str], object] = lambda text: None,
-) -> JobConfig:
+) -> TrainingConfig:
     """Train as the configuration says, and return it when the job has ended well.
 
     What can go wrong early goes wrong here, before any worker starts: the configuration, the data, the tracking server,
@@ -88,7 +88,7 @@ def run(
         LorotError: what a worker reported, with its exit code.
         JobError: a worker died without a word, or the job was stopped by a signal (exit code 130 or 75).
     """
-    job = config.load(path, list(overrides))
+    job = config.load_any(path, list(overrides))
     folder = RunFolder(job.folder)
     if resume and restart:
         raise ConfigError("--resume goes on with the earlier run, --restart sets it aside: give one of them")
@@ -168,7 +168,7 @@ def launch(
 
 
 def _nodes(
-    job: JobConfig, nnodes: str | None, rdzv: str | None, run_id: str | None, restart: bool, port: int | None
+    job: TrainingConfig, nnodes: str | None, rdzv: str | None, run_id: str | None, restart: bool, port: int | None
 ) -> Nodes | None:
     """The machines of the job; None for this one alone."""
     if nnodes is None:
@@ -186,7 +186,7 @@ def _nodes(
     return machines.describe(nnodes, rdzv, run_id or job.name)
 
 
-def num_workers(job: JobConfig, asked: int | None = None) -> int:
+def num_workers(job: TrainingConfig, asked: int | None = None) -> int:
     """Worker processes for this machine: as asked, as configured, or one per GPU and one on a CPU."""
     if asked is not None and asked < 1:
         raise ConfigError(f"--workers {asked}: a job needs at least one worker")

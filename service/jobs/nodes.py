@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from service import config
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import ConfigError
 
 PORT = 29400
@@ -63,7 +63,7 @@ def describe(nnodes: str, meeting: str | None, run_id: str) -> Nodes:
     return Nodes(least, most, host, port, run_id, address_towards(host, port))
 
 
-def check_batch(job: JobConfig, nodes: Nodes, workers: int) -> None:
+def check_batch(job: TrainingConfig, nodes: Nodes, workers: int) -> None:
     """Refuse, with the numbers that work, a global batch that some number of machines could not share evenly.
 
     Args:
@@ -124,7 +124,7 @@ def await_rendezvous(nodes: Nodes, say: Callable[[str], object], patience_s: flo
         time.sleep(0.5)
 
 
-def workers_of_all(job: JobConfig, nodes: Nodes | None, workers: int) -> None:
+def workers_of_all(job: TrainingConfig, nodes: Nodes | None, workers: int) -> None:
     """Refuse a batch that this many workers on a machine could not share, on one machine or on several."""
     if nodes is None:
         config.accumulation_steps(job, workers)

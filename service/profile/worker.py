@@ -11,7 +11,7 @@ import torch
 
 from pipelines import loading, pretext
 from service import machine, models
-from service.config import JobConfig
+from service.config import JobConfig, TrainingConfig
 from service.profile.findings import RESULT, Findings, Setting
 from service.profile.measuring import Training
 from service.run_folder import RunFolder
@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="optimizer steps of each phase; default: what fits into 20 s")
     given = parser.parse_args(arguments)
 
-    def profile(job: JobConfig, folder: RunFolder, _: IO[str] | None) -> None:
+    def profile(job: TrainingConfig, folder: RunFolder, _: IO[str] | None) -> None:
+        # The command has refused any other.
+        assert isinstance(job, JobConfig)
         if os.environ.get("RANK", "0") == "0":
             entrance.forget_earlier(folder)
         found = work(job, given.steps)

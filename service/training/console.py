@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +15,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from service import data_wait
 
 _EVERY_S = 10.0
+# What is shown of training metrics, and of an evaluation's, as far as they are there.
+_FIGURES = (
+    ("images/s", "train/images_per_s", "{:,.0f}"),
+    ("loss", "train/loss", "{:.3f}"),
+    ("top-1", "train/top1", "{:.1%}"),
+    ("pretext", "train/pretext_accuracy", "{:.1%}"),
+)
+_HELD_OUT = (
+    ("top-1", "val/top1", "{:.1%}"),
+    ("class loss", "val/class_loss", "{:.3f}"),
+    ("AP", "val/AP", "{:.1%}"),
+    ("AP at IoU 0.5", "val/AP50", "{:.1%}"),
+)
 
 
 def capture(log: Path) -> IO[str]:
@@ -33,6 +46,11 @@ def capture(log: Path) -> IO[str]:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
     logging.captureWarnings(True)
     return terminal
+
+
+def held_out(metrics: Mapping[str, float]) -> str:
+    """What an evaluation has found, in a few words; empty if these metrics are none's."""
+    return ", ".join(_told(_HELD_OUT, metrics))
 
 
 class Display:
@@ -72,13 +90,7 @@ class Display:
 
     def figures(self, metrics: Mapping[str, float]) -> None:
         """The newest training metrics."""
-        shown = (
-            ("images/s", "train/images_per_s", "{:,.0f}"),
-            ("loss", "train/loss", "{:.3f}"),
-            ("top-1", "train/top1", "{:.1%}"),
-            ("pretext", "train/pretext_accuracy", "{:.1%}"),
-        )
-        found = [f"{name} {form.format(metrics[key])}" for name, key, form in shown if key in metrics]
+        found = _told(_FIGURES, metrics)
         if metrics.get(data_wait.METRIC, 0.0) > data_wait.NOTABLE:
             found.append(f"waiting for data {metrics[data_wait.METRIC]:.0%}")
         self._figures = "  ".join(found) or self._figures
@@ -103,3 +115,7 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _told(shown: Iterable[tuple[str, str, str]], metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name} {form.format(metrics[key])}" for name, key, form in shown if key in metrics]

@@ -141,6 +141,21 @@ def from_each(value: object) -> list[Any]:
     return [json.loads(bytes(part.cpu().numpy()).rstrip(b"\0")) for part in gather(padded)]
 
 
+def to_main(data: Tensor, device: torch.device) -> list[Tensor]:
+    """Every worker's (B,) uint8 of any length, in the order of ranks, on the main worker; nothing on the others."""
+    if _size() == 1:
+        return [data]
+    lengths = gather(torch.tensor([len(data)], device=device)).flatten().tolist()
+    padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
+    padded[: len(data)] = data.to(device)
+    if dist.get_rank() != 0:
+        dist.gather(padded, None, dst=0)
+        return []
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.gather(padded, parts, dst=0)
+    return [part[:length].cpu() for part, length in zip(parts, lengths, strict=True)]
+
+
 def from_main(text: str, device: torch.device) -> str:
     """The main worker's text, on every worker. This is how its decisions and failures reach the others."""
     if _size() == 1:

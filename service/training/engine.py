@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from service.config import JobConfig, accumulation_steps
+from service.config import TrainingConfig, accumulation_steps
 from service.errors import CheckpointError, ConfigError
-from service.models.heads import Outputs
 from service.training import checkpoint, distributed, optimizers
 from service.training.averaging import Averager
 from service.training.distributed import World
-from service.training.engine_settings import autocast_dtype, settings
+from service.training.engine_settings import autocast_dtype, is_channels_last, settings
 from service.training.fragments import Fragment, fragments, put_partition
 
 _log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class Engine:
         ConfigError: settings that this machine, or DeepSpeed, cannot combine.
     """
 
-    def __init__(self, config: JobConfig, model: nn.Module, world: World) -> None:
+    def __init__(self, config: TrainingConfig, model: nn.Module, world: World) -> None:
         self.world = world
         self.accumulation = accumulation_steps(config, world.size)
         self._dtype = autocast_dtype(config, world.device)
@@ -64,7 +63,7 @@ class Engine:
                 f"DeepSpeed does not accept these settings: {error}; see `deepspeed:` and zero_stage"
             ) from error
         self.module: nn.Module = self._deepspeed.module
-        if config.channels_last and self._zero == 0:
+        if is_channels_last(config, world.device) and self._zero == 0:
             # Only now: while it initialises, DeepSpeed needs contiguous parameters, and with ZeRO they are flat views.
             self.module.to(memory_format=torch.channels_last)
         if config.compile:
@@ -84,10 +83,9 @@ class Engine:
         self.bad_gradient = torch.zeros((), device=world.device)
         self.dropped = False
 
-    def __call__(self, images: Tensor) -> Outputs:
-        """Forward pass, under autocast if the precision asks for it."""
-        outputs: Outputs = self._deepspeed(images)
-        return outputs
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's forward pass, under autocast if the precision asks for it."""
+        return self._deepspeed(*inputs)
 
     def train(self, mode: bool = True) -> None:
         """Put the network in training mode, or in evaluation mode."""

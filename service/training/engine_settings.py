@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from service.config import JobConfig, accumulation_steps
+from service.config import TrainingConfig, accumulation_steps
 from service.errors import ConfigError
 
 # A bucket is allocated anew in every backward pass: DeepSpeed's default of 5e8 elements would be 2 GB.
@@ -39,7 +39,7 @@ _FOREIGN = {
 }
 
 
-def autocast_dtype(config: JobConfig, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype | None:
     """What convolutions and linear layers compute in; None for float32 throughout.
 
     Raises:
@@ -54,7 +54,16 @@ def autocast_dtype(config: JobConfig, device: torch.device) -> torch.dtype | Non
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
 
 
-def settings(config: JobConfig, *, world_size: int, num_parameters: int, device: torch.device) -> dict[str, Any]:
+def is_channels_last(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether weights and images are to lie in NHWC order.
+
+    Not on a CPU if the input's shape changes: there the backward pass of a 1 x 1 convolution with stride 2 over 4 or 8
+    channels was seen to write beyond its buffers (torch 2.14.1, oneDNN), and the process dies of it sooner or later.
+    """
+    return config.channels_last and not (device.type == "cpu" and config.input_varies)
+
+
+def settings(config: TrainingConfig, *, world_size: int, num_parameters: int, device: torch.device) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     Raises:

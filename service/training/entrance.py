@@ -9,7 +9,7 @@ from typing import IO
 import psutil
 
 from service import config
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import JobError, LorotError, StorageError, SucceededError, TakenError
 from service.run_folder import RunFolder
 from service.training import console, distributed
@@ -18,7 +18,9 @@ from service.training.signals import Stopped
 _log = logging.getLogger(__name__)
 
 
-def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFolder, IO[str] | None], None]) -> int:
+def enter(
+    path: str, overrides: Sequence[str], body: Callable[[TrainingConfig, RunFolder, IO[str] | None], None]
+) -> int:
     """Run `body(job, run folder, terminal on the main worker)` and return the worker's exit code.
 
     An error ends the process on the spot, after it was written to the log and to the run folder: other workers may be
@@ -26,7 +28,7 @@ def enter(path: str, overrides: Sequence[str], body: Callable[[JobConfig, RunFol
     """
     rank = int(os.environ.get("RANK", 0))
     try:
-        job = config.load(path, list(overrides))
+        job = config.load_any(path, list(overrides))
         folder = RunFolder(job.folder)
         folder.make()
     except LorotError as error:

@@ -9,14 +9,14 @@ from pipelines import loading, pretext
 from pipelines.manifest import Manifest
 from pipelines.pretext import PretextTask
 from service import config, machine, splits
-from service.config import JobConfig
+from service.config import JobConfig, TrainingConfig
 from service.errors import DataError
 from service.training import distributed, objectives
 from service.training.distributed import World
 from service.training.lengths import sizes
 
 
-def open_splits(job: JobConfig, world: World) -> tuple[Manifest, Manifest]:
+def open_splits(job: TrainingConfig, world: World) -> tuple[Manifest, Manifest]:
     """The training and the evaluation split: one worker of each machine looks at the files, unless `lorot train` has.
 
     Raises:
@@ -32,7 +32,7 @@ def open_splits(job: JobConfig, world: World) -> tuple[Manifest, Manifest]:
     return opened
 
 
-def _check_agreement(job: JobConfig, opened: tuple[Manifest, Manifest], world: World) -> None:
+def _check_agreement(job: TrainingConfig, opened: tuple[Manifest, Manifest], world: World) -> None:
     """Raises DataError on all workers if one of them has opened another split than the main worker has."""
     digests = b"".join(hashlib.sha256(manifest.digest.encode()).digest() for manifest in opened)
     own = torch.frombuffer(bytearray(digests), dtype=torch.uint8).reshape(len(opened), -1).to(world.device)
@@ -50,7 +50,7 @@ def _check_agreement(job: JobConfig, opened: tuple[Manifest, Manifest], world: W
         )
 
 
-def loader_options(job: JobConfig, world: World) -> dict[str, Any]:
+def loader_options(job: TrainingConfig, world: World) -> dict[str, Any]:
     """What `loading.open_train` and `loading.open_eval` both take of a worker."""
     return {
         "rank": world.rank,
@@ -64,7 +64,7 @@ def loader_options(job: JobConfig, world: World) -> dict[str, Any]:
     }
 
 
-def num_threads(job: JobConfig, local_size: int) -> int:
+def num_threads(job: TrainingConfig, local_size: int) -> int:
     """Threads that decode for one of `local_size` workers on this machine."""
     return job.data.num_threads or max(1, machine.cores() // local_size)
 

@@ -8,17 +8,13 @@ from typing import IO, Any
 import psutil
 import torch
 
-from pipelines import loading, pretext
-from pipelines.batch import Batch
 from pipelines.manifest import Manifest
-from pipelines.plan import View
-from service import config, data_wait, models, pictures, report, tracking
-from service.config import JobConfig
-from service.errors import ConfigError, JobError, LostPeerError, stop_code
+from service import config, data_wait, provenance, report, tracking
+from service.config import TrainingConfig
+from service.errors import JobError, LostPeerError, stop_code
 from service.ownership import Ownership
 from service.run_folder import RunFolder
-from service.training import console, distributed, entrance, evaluation, feeding, loop, objectives, results, sample_log
-from service.training.card import card_of
+from service.training import console, distributed, entrance, feeding, loop, sample_log
 from service.training.checkpoint import Checkpoint
 from service.training.distributed import World
 from service.training.ema import Ema
@@ -29,7 +25,8 @@ from service.training.left_out import LeftOut
 from service.training.lengths import Lengths
 from service.training.meters import Meters
 from service.training.signals import Signals
-from service.training.starting_point import choose, facts_of, newest, restore, start_from
+from service.training.starting_point import choose, newest, restore
+from service.training.task import Task, open_task
 from service.training.watch import Rewind, Watch
 from service.training.watchdog import Watchdog
 
@@ -37,7 +34,7 @@ from service.training.watchdog import Watchdog
 _DELIVERY_S = 3.0
 
 
-def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | None, signals: Signals) -> None:
+def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str] | None, signals: Signals) -> None:
     """Train as the job says, on this worker; raises LorotError, Stopped and whatever else goes wrong."""
     began = time.time()
     signals.limit(
@@ -56,62 +53,36 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
     if job.deterministic:
         torch.use_deterministic_algorithms(True)
     train_set, eval_set = feeding.open_splits(job, world)
-    if train_set.classes != eval_set.classes:
-        raise ConfigError(
-            f"data.eval_split: {job.data.eval_split!r} has {len(eval_set.classes)} classes, {job.data.train_split!r} "
-            f"has {len(train_set.classes)}, or they are named differently"
-        )
-    lengths = Lengths.of(job, len(train_set))
-    task = pretext.load(job.pretext.name, **job.pretext.options)
-    num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
+    task = open_task(job, folder, world, train_set, eval_set)
+    lengths = Lengths.of(job, task.num_samples)
     torch.manual_seed(job.seed)
-    model = models.build(job.model, len(train_set.classes), num_pretext)
-    facts = facts_of(job, lengths, train_set, eval_set)
+    model = task.build()
+    facts = task.facts(lengths)
     found = newest(folder, facts, model, world) if resume else None
-    taken = ""
-    if found is None and job.model.init_from:
-        taken = start_from(model, job.model.init_from, job.tracking.uri)
+    taken = task.start(model) if found is None else ""
     ema = Ema(model.to(world.device), job.ema.decay, job.ema.every) if job.ema is not None else None
     engine = Engine(job, model, world)
     if found is not None:
         restore(found, engine, ema)
 
-    options = feeding.loader_options(job, world)
-    train_source, eval_source = feeding.train_source(job, train_set, task), feeding.eval_source(job, eval_set)
-    view = train_source.view
-    meters = Meters(
-        len(train_set.classes),
-        objectives.loss_names(job.objective.name),
-        device=world.device,
-        rank=world.rank,
-        world_size=world.size,
-    )
+    meters = task.meters()
     earlier = found.facts.get("spent", {}) if found is not None else {}
     watchdog = Watchdog(folder, world, job.timeout_s)
     display = console.Display(terminal, lengths.total, found.step if found is not None else 0)
     if taken:
         display.say(taken)
-    confusion: Any = None
     left_out = LeftOut({"train": train_set, "eval": eval_set}, world)
     if found is not None:
         left_out.load_state(found.facts.get("left_out", {}))
 
     def evaluate() -> Mapping[str, float] | None:
-        nonlocal confusion
         network: Callable[..., Any] = ema.module if ema is not None else engine
         (ema.module if ema is not None else engine.module).eval()
-        with (
-            display.doing("evaluating"),
-            loading.open_eval(job.data.loader, eval_source, batch_size=job.micro_batch, **options) as batches,
-            engine.autocast(),
-        ):
+        with display.doing("evaluating"), task.open_eval() as batches, engine.autocast():
             left_out.follow("eval", batches.skipped)
             watched = watchdog.through(iter(batches), "waiting for images to evaluate", "evaluating")
-            summary = evaluation.evaluate(network, watched, len(eval_set.classes), world, watch.asked_to_stop)
-        if summary is None:
-            return None
-        confusion = summary.confusion
-        return {f"val/{name}": value for name, value in summary.metrics.items()}
+            measured = task.evaluate(network, watched, watch.asked_to_stop)
+        return None if measured is None else {f"val/{name}": value for name, value in measured.items()}
 
     def extra_facts() -> dict[str, Any]:
         spent = _spent(world, began, earlier)
@@ -120,20 +91,11 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
         }
 
     def fit(first_step: int) -> dict[str, float]:
-        train_loader = loading.open_train(
-            job.data.loader,
-            train_source,
-            start_step=first_step,
-            stop_step=lengths.total,
-            global_batch=job.global_batch,
-            micro_batch=job.micro_batch,
-            **options,
-        )
-        with train_loader as batches:
+        with task.open_train(first_step, lengths.total) as batches:
             left_out.follow("train", batches.skipped)
             shown = watchdog.through(iter(batches), "waiting for a batch", "training")
             if not folder.samples.exists():
-                shown = _shown(shown, folder, train_set, view, run)
+                shown = _shown(shown, folder, task, run)
             if job.log_samples:
                 shown = sample_log.logged(shown, folder.path, world, first_step, engine.accumulation)
             return loop.train(job, lengths, engine, ema, shown, meters, evaluate, keeper, watch, first_step)
@@ -149,7 +111,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
 
     # A run that is opened is ended in order too: from here on a signal is obeyed after a step.
     signals.defer()
-    run = _open_run(job, folder, world, train_set, eval_set, resume) if world.is_main else None
+    run = _open_run(job, folder, world, train_set, eval_set, task, resume) if world.is_main else None
     status = "FAILED"
     # By the other workers, which go on only when all have ended.
     is_awaited = False
@@ -200,11 +162,10 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
             waited = data_wait.median(report.read_history(folder.metrics))
             if reason := data_wait.explain(waited):
                 display.say(reason)
-            model_card = card_of(job, train_set, view, num_pretext, metrics, run.run_id)
             done = {
                 "run_id": run.run_id,
                 "data_digest": train_set.digest,
-                "versions": model_card.versions,
+                "versions": provenance.package_versions() | provenance.code_version(),
                 "metrics": metrics,
                 "images": lengths.total * job.global_batch,
                 "skipped_images": skipped,
@@ -213,7 +174,7 @@ def work(job: JobConfig, folder: RunFolder, resume: bool, terminal: IO[str] | No
                 **used,
             }
             with display.doing("registering"):
-                results.finish(job, folder, run, model_card, weights, confusion, done, display)
+                task.leave(run, folder, weights, metrics, done, display)
         status = "FINISHED"
     except JobError as error:
         status = "KILLED" if error.exit_code in (stop_code(signal.SIGINT), stop_code(signal.SIGTERM)) else "FAILED"
@@ -245,7 +206,13 @@ def _go_on(found: Checkpoint, meters: Meters, watch: Watch, world: World) -> Non
 
 
 def _open_run(
-    job: JobConfig, folder: RunFolder, world: World, train_set: Manifest, eval_set: Manifest, resume: bool
+    job: TrainingConfig,
+    folder: RunFolder,
+    world: World,
+    train_set: Manifest,
+    eval_set: Manifest,
+    task: Task,
+    resume: bool,
 ) -> tracking.Run:
     earlier = folder.read("run.json") if resume else {}
     run = tracking.open_run(
@@ -259,6 +226,7 @@ def _open_run(
             "data.eval_digest": eval_set.digest,
             "world_size": world.size,
             "device": world.device.type,
+            **task.tags(),
         },
     )
     folder.write("run.json", run.about())
@@ -269,21 +237,11 @@ def _open_run(
     return run
 
 
-def _shown(
-    batches: Iterator[Batch], folder: RunFolder, manifest: Manifest, view: View, run: tracking.Run | None
-) -> Iterator[Batch]:
+def _shown(batches: Iterator[Any], folder: RunFolder, task: Task, run: tracking.Run | None) -> Iterator[Any]:
     """The same batches; of the first one a picture is kept."""
     for number, batch in enumerate(batches):
         if number == 0 and run is not None:
-            images = batch.images[:16].float().cpu().contiguous().numpy()
-            captions = [manifest.classes[label] for label in batch.labels[:16].tolist()]
-            pictures.write_samples(
-                pictures.denormalise(images, view.mean, view.std),
-                captions,
-                batch.boxes[:16].cpu().numpy(),
-                batch.turns[:16].cpu().numpy(),
-                folder.samples,
-            )
+            task.show(batch, folder.samples)
             run.log_artifact(folder.samples)
         yield batch
 

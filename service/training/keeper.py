@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import CheckpointError, StorageError
 from service.ownership import Ownership
 from service.registry import better
 from service.run_folder import RunFolder
 from service.tracking import Run
-from service.training import checkpoint, distributed
+from service.training import checkpoint, console, distributed
 from service.training.checkpoint import Checkpoint
 from service.training.console import Display
 from service.training.ema import Ema
@@ -48,7 +48,7 @@ class RunKeeper:
 
     def __init__(
         self,
-        config: JobConfig,
+        config: TrainingConfig,
         folder: RunFolder,
         engine: Engine,
         ema: Ema | None,
@@ -90,10 +90,8 @@ class RunKeeper:
         if self._run is not None:
             self._run.log_metrics(metrics, step)
         self._display.figures(metrics)
-        if "val/top1" in metrics:
-            self._display.say(
-                f"step {step}: held-out top-1 {metrics['val/top1']:.1%}, class loss {metrics['val/class_loss']:.3f}"
-            )
+        if told := console.held_out(metrics):
+            self._display.say(f"step {step}: held-out {told}")
 
     def save_is_due(self) -> bool:
         """Whether this worker's clock asks for a checkpoint: the main worker's decides.

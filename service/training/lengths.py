@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.config import JobConfig
+from service.config import JobConfig, TrainingConfig
 from service.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ class Lengths:
     save: int
 
     @classmethod
-    def of(cls, config: JobConfig, available: int) -> "Lengths":
+    def of(cls, config: TrainingConfig, available: int) -> "Lengths":
         """For a training set of `available` samples, of which `data.train_limit` may keep fewer."""
         samples = min(available, config.data.train_limit or available)
         sizes = {"samples_per_epoch": samples, "global_batch": config.global_batch}

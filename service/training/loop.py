@@ -7,15 +7,15 @@ from typing import Protocol
 
 import torch
 
-from pipelines.batch import Batch
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import JobError, stop_code
-from service.training import distributed, objectives
+from service.training import distributed, task
 from service.training.ema import Ema
 from service.training.engine import Engine
 from service.training.lengths import Lengths
 from service.training.meters import Meters
 from service.training.schedule import learning_rate
+from service.training.task import Samples
 from service.training.watch import Watch, Wishes
 
 
@@ -34,11 +34,11 @@ class Keeper(Protocol):
 
 
 def train(
-    config: JobConfig,
+    config: TrainingConfig,
     lengths: Lengths,
     engine: Engine,
     ema: Ema | None,
-    batches: Iterator[Batch],
+    batches: Iterator[Samples],
     meters: Meters,
     evaluate: Callable[[], Mapping[str, float] | None],
     keeper: Keeper,
@@ -57,6 +57,7 @@ def train(
         StorageError: on every worker, when a checkpoint cannot be written.
     """
     metrics: dict[str, float] = {}
+    learn = task.learning(config)
 
     def conclude(done: int, asked: Wishes, resumed: bool = False) -> None:
         """Evaluate and save what is due after `done` steps, and stop if that was asked for."""
@@ -96,10 +97,9 @@ def train(
             waited_s += time.perf_counter() - asked_at
             if left_out:
                 continue
-            result = objectives.compute(engine, batch, config.objective)
-            engine.backward(result.losses["loss"])
-            meters.update(result, batch.labels, batch.valid)
-            watch.note(result.losses["loss"], batch.ids)
+            loss = learn(config, engine, batch, meters)
+            engine.backward(loss)
+            watch.note(loss, batch.ids)
         rate = learning_rate(
             config.schedule, config.optimizer.lr, step, lengths.total, lengths.samples, config.global_batch
         )

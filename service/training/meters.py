@@ -41,8 +41,8 @@ class Meters:
     A sample with `valid` False counts nowhere. With fewer than five classes, top-5 is top-`num_classes`.
 
     Args:
-        num_classes: outputs of the class head.
-        losses: names out of `Losses.losses` to average over samples; pretext accuracy comes with "pretext_loss".
+        num_classes: outputs of the class head; 0 where there are no logits: then only `add` may be called.
+        losses: names of the losses to average over samples; pretext accuracy comes with "pretext_loss".
         device: where logits are.
         rank, world_size: this process among those that reduce together.
         confusion: count (true, predicted) pairs too, if there are at most 200 classes.
@@ -83,12 +83,15 @@ class Meters:
             assert pretext_valid is not None
             counts += [pretext_valid.sum(), ((pretext_logits.argmax(1) == pretext_labels) & pretext_valid).sum()]
         self._part["samples"][: len(counts)] += torch.stack(counts)
-        if self._losses:
-            # Means become sums again. An empty micro-batch adds nothing, whatever its loss says.
-            means = torch.stack([result.losses[name].detach() for name in self._losses]).double()
-            self._part["losses"] += torch.where(count > 0, means * count, 0.0)
+        self._add_losses(result.losses, count)
         if len(self._part["pairs"]):
             self._part["pairs"].index_add_(0, labels * self._num_classes + top[:, 0], valid.double())
+
+    @torch.no_grad()
+    def add(self, losses: Mapping[str, Tensor], count: Tensor) -> None:
+        """Add one micro-batch that has losses only: their means over its `count` real samples, a 0-d integer."""
+        self._part["samples"][0] += count
+        self._add_losses(losses, count)
 
     def keep(self) -> None:
         """Remember the sums as they are, for a step whose update may be left out."""
@@ -149,6 +152,12 @@ class Meters:
         self._flat.zero_()
         return summary
 
+    def _add_losses(self, losses: Mapping[str, Tensor], count: Tensor) -> None:
+        if self._losses:
+            # Means become sums again. An empty micro-batch adds nothing, whatever its loss says.
+            means = torch.stack([losses[name].detach() for name in self._losses]).double()
+            self._part["losses"] += torch.where(count > 0, means * count, 0.0)
+
     def _add_steps(self) -> None:
         if not self._times_s:
             return
@@ -165,6 +174,7 @@ class Meters:
         metrics: dict[str, float] = {}
         if count:
             metrics |= dict(zip(self._losses, (part["losses"] / count).tolist(), strict=True))
+        if count and self._num_classes:
             metrics |= {"top1": top1 / count, "top5": top5 / count}
         if pretext_count:
             metrics["pretext_accuracy"] = pretext_hits / pretext_count

@@ -1,4 +1,4 @@
-"""Optimizers by name: SGD with Nesterov momentum, AdamW (torch's own both), and LAMB.
+"""Optimizers by name: SGD with momentum, AdamW (torch's own both), and LAMB.
 
 LAMB is written here because the packages in use bring none for CPU and GPU: DeepSpeed's is a CUDA kernel.
 """
@@ -30,11 +30,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def build(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
     """The optimizer `config` describes, on parameter groups that bring their own weight decay.
 
-    sgd without momentum is plain gradient descent. lamb does not adapt groups of vectors (biases and norms) to their
-    norm, as its authors' code does not: a bias that starts at 0 would hardly ever leave it.
+    sgd without momentum is plain gradient descent, with or without `nesterov`. lamb does not adapt groups of vectors
+    (biases and norms) to their norm, as its authors' code does not: a bias that starts at 0 would hardly ever leave it.
     """
     if config.name == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        nesterov = config.nesterov and config.momentum > 0
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
     if config.name == "adamw":
         return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     adapted = [{**group, "adapt": any(parameter.ndim > 1 for parameter in group["params"])} for group in groups]

@@ -10,20 +10,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.batch import Batch
 from service.training import distributed
 from service.training.distributed import World
+from service.training.task import Samples
 
 PATTERN = "samples-rank*.jsonl"
 
 
-def logged(batches: Iterator[Batch], folder: Path, world: World, first_step: int, accumulation: int) -> Iterator[Batch]:
+def logged(
+    batches: Iterator[Samples], folder: Path, world: World, first_step: int, accumulation: int
+) -> Iterator[Samples]:
     """The same batches; the ids of a step's are on the disk before the step is made. All workers call it."""
     attempt = distributed.from_main(f"{time.time_ns():020d}" if world.is_main else "", world.device)
     return _logged(batches, folder / f"samples-rank{world.rank}.jsonl", attempt, first_step, accumulation)
 
 
-def _logged(batches: Iterator[Batch], path: Path, attempt: str, first_step: int, accumulation: int) -> Iterator[Batch]:
+def _logged(
+    batches: Iterator[Samples], path: Path, attempt: str, first_step: int, accumulation: int
+) -> Iterator[Samples]:
     ids: list[list[int]] = []
     step = first_step + 1
     with path.open("a") as file:

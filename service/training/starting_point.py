@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.manifest import Manifest
 from service import bundle, resolution
-from service.config import JobConfig
+from service.config import JobConfig, TrainingConfig
 from service.errors import CheckpointError
-from service.models.heads import Classifier
 from service.run_folder import RunFolder
 from service.training import checkpoint, distributed
 from service.training.distributed import World
@@ -23,7 +22,7 @@ from service.training.lengths import Lengths, sizes
 _log = logging.getLogger(__name__)
 
 
-def start_from(model: Classifier, uri: str, tracking_uri: str | None) -> str:
+def start_from(model: nn.Module, uri: str, tracking_uri: str | None) -> str:
     """Give `model` the weights of another, as far as names and shapes fit; returns what did, and what did not.
 
     Args:
@@ -94,8 +93,8 @@ def restore(found: checkpoint.Checkpoint, engine: Engine, ema: Ema | None) -> No
     ema.load_state_dict(found.tensors("ema"))
 
 
-def facts_of(job: JobConfig, lengths: Lengths, train_set: Manifest, eval_set: Manifest) -> dict[str, Any]:
-    """What a resumed run has to agree with, as JSON values: which sample comes when, what is drawn for it, and more.
+def shared_facts(job: TrainingConfig, lengths: Lengths, train_set: Manifest, eval_set: Manifest) -> dict[str, Any]:
+    """What any resumed run has to agree with, as JSON values: which sample comes when, what is drawn for it, and more.
 
     With another one of these it would go on in the middle of another order, and repeat samples or leave them out.
     """
@@ -110,10 +109,16 @@ def facts_of(job: JobConfig, lengths: Lengths, train_set: Manifest, eval_set: Ma
         "total_steps": lengths.total,
         "classes": list(train_set.classes),
         "optimizer": job.optimizer.name,
+        "data.train_limit": job.data.train_limit,
+    }
+
+
+def facts_of(job: JobConfig, lengths: Lengths, train_set: Manifest, eval_set: Manifest) -> dict[str, Any]:
+    """What a resumed run of a classifier has to agree with."""
+    return shared_facts(job, lengths, train_set, eval_set) | {
         "data.order": job.data.order,
         "data.block": job.data.block if job.data.order == "blocks" else None,
         "data.repeats": job.data.repeats,
-        "data.train_limit": job.data.train_limit,
         # In steps: however it is written.
         "data.sizes": [list(part) for part in sizes(job, lengths.samples)],
         "data.augment": [part.model_dump(mode="json") for part in job.data.augment],
@@ -148,9 +153,7 @@ def choose(folder: RunFolder, world: World) -> checkpoint.Checkpoint | None:
     return checkpoint.read(folder.checkpoints / name) if name else None
 
 
-def newest(
-    folder: RunFolder, facts: Mapping[str, Any], model: Classifier, world: World
-) -> checkpoint.Checkpoint | None:
+def newest(folder: RunFolder, facts: Mapping[str, Any], model: nn.Module, world: World) -> checkpoint.Checkpoint | None:
     """What `choose` finds, if this job may go on from it; `restore` then does so.
 
     A fact that it does not hold was not yet written down by the version that wrote it, and is taken to be the same.

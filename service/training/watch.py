@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from service.config import JobConfig
+from service.config import TrainingConfig
 from service.errors import NonFiniteLossError
 from service.training import distributed
 from service.training.engine import Engine, on_device
@@ -99,7 +99,7 @@ class Watch:
 
     def __init__(
         self,
-        config: JobConfig,
+        config: TrainingConfig,
         engine: Engine,
         keeper: Asked,
         heard: Callable[[], int] = lambda: 0,

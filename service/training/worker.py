@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 from service.training.signals import Signals, Stopped
 
 if TYPE_CHECKING:
-    from service.config import JobConfig
+    from service.config import TrainingConfig
     from service.run_folder import RunFolder
 
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Only now: torch takes seconds to load, in which a signal may come.
         from service.training import entrance, job
 
-        def train(config: "JobConfig", folder: "RunFolder", terminal: IO[str] | None) -> None:
+        def train(config: "TrainingConfig", folder: "RunFolder", terminal: IO[str] | None) -> None:
             job.work(config, folder, given.resume, terminal, signals)
 
         return entrance.enter(given.config, given.overrides, train)

@@ -8,6 +8,7 @@ import torch
 from nvidia.dali import backend
 
 from pipelines import dali, pretext
+from pipelines.instance_plan import InstanceView
 from pipelines.loading import Source, open_train
 from pipelines.plan import View
 
@@ -120,3 +121,25 @@ def test_the_output_is_not_copied():
     (output,) = pipeline.outputs()
     tensor = output.as_tensor()
     assert torch.from_dlpack(tensor).data_ptr() == tensor.data_ptr()
+
+
+INSTANCE_GRAPHS = [
+    dali.InstanceGraph(InstanceView((64,), 100), *flags) for flags in itertools.product((True, False), repeat=3)
+]
+
+
+@pytest.mark.parametrize("graph", INSTANCE_GRAPHS, ids=str)
+def test_every_operator_for_images_with_objects_runs_on_a_gpu(graph):
+    registered = {
+        "cpu": set(backend.RegisteredCPUOps()),
+        "gpu": set(backend.RegisteredGPUOps()),
+        "mixed": set(backend.RegisteredMixedOps()),
+    }
+    found = operators(graph)
+    assert all(name in registered[device] for name, device in found)
+    assert {name for name, device in found if device == "cpu"} == {"ExternalSource"}
+    names = [name for name, _ in found]
+    assert names.count("Resize") == 1 + graph.masks
+    assert names.count("Flip") == graph.flips * (1 + graph.masks)
+    assert names.count("CropMirrorNormalize") == 1
+    assert {device for _, device in operators(graph, "cpu")} == {"cpu"}

@@ -123,7 +123,7 @@ def test_the_mask_is_where_drawing_the_object_changed_the_picture(monkeypatch: p
     numbers = scene.numbers(4, "train", np.arange(12))
     whole = [scene.draw(name, 96, own) for name, own in zip(NAMES, numbers, strict=True)]
     untouched = []
-    monkeypatch.setattr(scene, "_place", lambda layers, *_, **__: [[np.full((3, 2), -9.0)] for _ in layers])
+    monkeypatch.setattr(scene, "place", lambda layers, *_, **__: [[np.full((3, 2), -9.0)] for _ in layers])
     for name, own in zip(NAMES, numbers, strict=True):
         untouched.append(scene.draw(name, 96, own).pixels.astype(int))
     for drawn, bare in zip(whole, untouched, strict=True):

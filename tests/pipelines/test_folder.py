@@ -290,6 +290,6 @@ def test_unknown_data_sets_and_options_are_errors_with_the_nearest_name(pets: Pa
 
 
 def test_every_data_set_offers_load_and_says_where_its_files_come_from() -> None:
-    assert set(datasets.available()) == {"cifar10", "cifar100", "demo", "fashion_mnist", "folder", "prepared"}
+    assert set(datasets.available()) == {"cifar10", "cifar100", "coco", "demo", "fashion_mnist", "folder", "prepared"}
     for name in datasets.available():
         assert isinstance(datasets.options(name), dict)

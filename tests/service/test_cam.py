@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from service.downstream import boxes, cam
@@ -51,9 +52,19 @@ def test_a_map_without_contrast_covers_everything() -> None:
     assert boxes.largest_component_boxes(heat.numpy(), np.array([0.95]))[0, 0].tolist() == [0, 0, 6, 6]
 
 
+@pytest.mark.parametrize("enlargement", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("cells", "size"), [((7, 7), 224), ((4, 3), 10), ((8, 8), 8), ((12, 9), 6)])
-def test_enlarged_maps_equal_torchs_bilinear_interpolation(cells: tuple[int, int], size: int) -> None:
+def test_enlarged_maps_equal_torchs_interpolation(
+    cells: tuple[int, int], size: int, enlargement: cam.Enlargement
+) -> None:
     maps = torch.randn(3, *cells, generator=torch.Generator().manual_seed(1))
-    expected = torch.nn.functional.interpolate(maps[:, None], size=(size, size), mode="bilinear")[:, 0]
+    expected = torch.nn.functional.interpolate(maps[:, None], size=(size, size), mode=enlargement)[:, 0]
     expected = expected - expected.amin(dim=(1, 2), keepdim=True)
-    torch.testing.assert_close(cam.heatmaps(maps, size), expected / expected.amax(dim=(1, 2), keepdim=True))
+    expected = expected / expected.amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(cam.heatmaps(maps, size, enlargement), expected, atol=2e-6, rtol=0)
+
+
+def test_smoothing_is_the_mean_of_nine_cells_with_zeros_around_the_map() -> None:
+    maps = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    expected = np.stack([ndimage.uniform_filter(one, 3, mode="constant") for one in maps.numpy()])
+    np.testing.assert_allclose(cam.smoothed(maps).numpy(), expected, atol=1e-6)

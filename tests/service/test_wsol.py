@@ -21,7 +21,7 @@ from pipelines.reading import Source
 from service import bundle, registry, store
 from service.bundle import Card, write_bundle
 from service.config import ModelConfig, TrackingConfig
-from service.downstream import localization, wsol
+from service.downstream import localization, subject, wsol
 from service.downstream.scores import CAM_THRESHOLDS, CENTRE_SHARES, IOU_THRESHOLDS, Tally
 from service.errors import ConfigError, DataError
 from service.models import Classifier, build
@@ -197,9 +197,10 @@ def test_readings_take_the_right_row_and_column_of_the_grid() -> None:
     tally = Tally()
     tally.add(np.array([True, False]), np.array([True, True]), np.array([True, True]), cam_iou, centre_iou)
     scores = tally.scores()
-    assert scores.along("cam") == {"top1_loc": (0.5,) * 5, "gt_known": (1.0,) * 5}
+    assert scores.along("cam") == {"top1_loc": (0.5,) * 5, "top5_loc": (1.0,) * 5, "gt_known": (1.0,) * 5}
     assert scores.along("iou", 0.2)["gt_known"] == (1.0, 0.5, 0.5, 0.0, 0.0)
     assert scores.along("iou", 0.2)["top1_loc"] == (0.5, 0.0, 0.0, 0.0, 0.0)
+    assert scores.along("iou", 0.2)["top5_loc"] == (1.0, 0.5, 0.5, 0.0, 0.0)
     assert scores.along("iou", 0.7)["gt_known"] == (1.0, 1.0, 1.0, 0.5, 0.5)
     assert scores.along("iou", 0.7)["centre_gt_known"] == (1.0,) * 5
     assert (scores.best_cam_threshold, scores.max_box_acc) == (0.05, 1.0)
@@ -234,9 +235,33 @@ def rows_of(data: Manifest) -> Rows:
     return Rows(data.labels, data.heights, data.widths, [f"{index}.png" for index in range(len(data))])
 
 
-def test_an_unknown_axis_names_those_there_are() -> None:
+def test_an_unknown_axis_or_protocol_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"cam .* and iou"):
         wsol.run("models:/m@latest", axis="both")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="there are paper, official"):
+        wsol.run("models:/m@latest", protocol="published")
+    with pytest.raises(ConfigError, match="there are pixels, contours"):
+        wsol.run("models:/m@latest", component="blobs")
+
+
+def test_of_several_true_boxes_the_one_that_fits_best_counts(tmp_path: Path) -> None:
+    data = squares(tmp_path, 4, 32, 32)
+    far = np.array([[0, 0, 2, 2], [30, 30, 32, 32]], np.float32)
+    images = [np.asarray(Image.open(tmp_path / f"{index}.png")) for index in range(4)]
+    several = tmp_path / "several"
+    several.mkdir()
+    truths = [np.concatenate([far, data.boxes(index)]) for index in range(4)]
+    scores = measured(colour_model(), data_set(several, images, [0, 1, 0, 1], truths), WHOLE).scores
+    assert (scores.gt_known == 1).all()
+
+
+def test_an_error_beside_the_network_ends_the_pass(tmp_path: Path) -> None:
+    data = squares(tmp_path, 6, 32, 32)
+    source = Source(data, WHOLE, pretext.load("none"), seed=0)
+    with loading.open_eval("torch", source, batch_size=2, num_threads=1) as batches:
+        strange = (batch._replace(ids=batch.ids + 1000) for batch in batches)
+        with pytest.raises(IndexError):
+            localization.measure(colour_model(), data, WHOLE, strange, len(data))
 
 
 def test_a_registered_model_gets_its_results_beside_it(
@@ -246,7 +271,7 @@ def test_a_registered_model_gets_its_results_beside_it(
     images.mkdir()
     data = squares(images, 14, 32, 32)
     asked = []
-    monkeypatch.setattr(wsol.datasets, "load", lambda *given, **options: asked.append((*given, options)) or data)
+    monkeypatch.setattr(subject.datasets, "load", lambda *given, **options: asked.append((*given, options)) or data)
     config = ModelConfig(name="resnet_small", width=8)
     view = bundle.evaluation_view(WHOLE)
     card = Card(
@@ -267,6 +292,7 @@ def test_a_registered_model_gets_its_results_beside_it(
         output=tmp_path / "out",
         batch_size=4,
         progress=False,
+        protocol="official",
     )
 
     assert asked == [("squares", "somewhere", "val", {"count": 14})]
@@ -281,6 +307,8 @@ def test_a_registered_model_gets_its_results_beside_it(
     record = store.client(place).get_run(result.record_id)
     assert record.info.status == "FINISHED"
     assert record.data.tags["mlflow.parentRunId"] == run.run_id
+    assert (record.data.params["protocol"], record.data.params["component"]) == ("official", "contours")
+    assert record.data.metrics["wsol/top5_loc:0.5"] == pytest.approx(result.top5_loc)
     assert record.data.metrics["wsol/gt_known:0.5"] == pytest.approx(result.gt_known)
     assert record.data.metrics["wsol/cam/top1_loc:0.7"] == pytest.approx(result.scores.along("cam")["top1_loc"][2])
     assert {item.path for item in store.client(place).list_artifacts(result.record_id)} >= {"wsol.json", "cam.png"}
@@ -292,6 +320,7 @@ def test_a_registered_model_gets_its_results_beside_it(
     shown = console.export_text()
     assert shown.index("axis=cam") < shown.index("axis=iou")
     assert f"{100 * result.gt_known:.2f}%" in shown
+    assert "protocol official, largest component by contours" in shown
     other = dataclasses.replace(result, axis="iou", notice="3 records wait")
     wsol.show(other, console)
     shown = console.export_text()

@@ -1,0 +1,105 @@
+"""Images with objects rendered in plain torch and torchvision: what DALI's rendering is held to."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
+from torchvision.tv_tensors import BoundingBoxes
+
+from pipelines import run_lengths
+from pipelines.instance_plan import InstancePlan, InstanceView
+from pipelines.plan import take
+from pipelines.rendered import Rendered
+from pipelines.soundness import UnsoundError
+from pipelines.torch_reference import decode
+
+
+def render(
+    sample: bytes | np.ndarray, view: InstanceView, plan: InstancePlan, with_masks: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One image and its objects as the network sees them.
+
+    Args:
+        sample: an encoded file, or pixels, (H, W, 3) uint8.
+        plan: its row, N = 1.
+
+    Returns:
+        The image (3, H, W) float32 on the plan's canvas, boxes (K, 4) float32, masks (K, h, w) uint8. Pixels are 8 bits
+        until they are normalised; a mask's pixel is that of the source at its centre.
+    """
+    pixels = sample if isinstance(sample, np.ndarray) and sample.ndim == 3 else decode(sample)
+    image = torch.tensor(pixels).permute(2, 0, 1)
+    source = tuple(image.shape[-2:])
+    size = [int(side) for side in plan.sizes[0]]
+    if list(source) != size:
+        resized = F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False, antialias=True)[0]
+        image = resized.round_().clamp_(0, 255).to(torch.uint8)
+    known = plan.objects[0]
+    boxes = BoundingBoxes(torch.tensor(known.boxes), format="XYXY", canvas_size=source)
+    boxes = transforms.clamp_bounding_boxes(transforms.resize(boxes, size))
+    masks = torch.zeros((0, 0, 0), dtype=torch.uint8)
+    if with_masks:
+        masks = _nearest(torch.from_numpy(run_lengths.decode(known.segmentations, *source)), size)
+    if plan.flips[0]:
+        image, masks = image.flip(2), masks.flip(2)
+        boxes = transforms.horizontal_flip(boxes)
+    mean, std = torch.tensor(view.mean)[:, None, None] * 255, torch.tensor(view.std)[:, None, None] * 255
+    height, width = plan.canvas
+    padded = F.pad((image.float() - mean) / std, (0, width - size[1], 0, height - size[0]))
+    return padded, boxes.as_subclass(Tensor), masks
+
+
+class Renderer:
+    """Renders in `prepare`, in the calling thread; `submit` and `collect` only queue."""
+
+    depth = 1
+    ready = True
+
+    def __init__(self, view: InstanceView, with_masks: bool) -> None:
+        self._view = view
+        self._with_masks = with_masks
+        self._rendered: deque[Rendered] = deque()
+
+    def prepare(self, samples: Sequence[bytes | np.ndarray], plan: InstancePlan) -> Rendered:
+        """The rendered batch; raises UnsoundError if an image cannot be decoded."""
+        try:
+            parts = [
+                render(sample, self._view, take(plan, row), self._with_masks) for row, sample in enumerate(samples)
+            ]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnsoundError(str(error)) from None
+        images, boxes, masks = zip(*parts, strict=True)
+        return Rendered(torch.stack(images).contiguous(memory_format=torch.channels_last), boxes, masks)
+
+    def submit(self, rendered: Rendered) -> None:
+        """Hand in one prepared batch."""
+        self._rendered.append(rendered)
+
+    def collect(self) -> Rendered:
+        """The oldest batch submitted."""
+        return self._rendered.popleft()
+
+    def fault(self, sample: bytes | np.ndarray, plan: InstancePlan) -> str | None:
+        """Why PIL cannot decode one sample, of which `plan` is the one row; None if it can."""
+        try:
+            self.prepare([sample], plan)
+        except UnsoundError as error:
+            return f"the file is damaged: {error}"
+        return None
+
+    def close(self) -> None:
+        """Nothing is held but what was not collected."""
+        self._rendered.clear()
+
+
+def _nearest(masks: Tensor, size: list[int]) -> Tensor:
+    """(K, H, W) masks of another size, in whole numbers: no rounding decides which pixel is nearest."""
+    rows, columns = (
+        ((2 * torch.arange(new) + 1) * old).div(2 * new, rounding_mode="floor")
+        for new, old in zip(size, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows][:, :, columns]
