@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from service import store
+from tests.integration import sample_logs
 
 STEPS = 40
 CONFIG = """
@@ -89,9 +90,4 @@ def records(root: Path, name: str) -> list[dict[str, Any]]:
 
 def samples(root: Path, name: str) -> dict[int, list[tuple[int, ...]]]:
     """The micro-batches of each step, of all workers, by the latest attempt at it."""
-    attempts: dict[int, dict[str, list[tuple[int, ...]]]] = {}
-    for path in (root / "runs" / name).glob("samples-rank*.jsonl"):
-        for line in path.read_text().splitlines():
-            told = json.loads(line)
-            attempts.setdefault(told["step"], {}).setdefault(told["attempt"], []).extend(map(tuple, told["ids"]))
-    return {step: sorted(found[max(found)]) for step, found in attempts.items()}
+    return sample_logs.by_step(root / "runs" / name)

@@ -1,6 +1,5 @@
 """Jobs of several machines, each with its own address, that lose machines, workers and cables, and get them back."""
 
-import json
 import os
 import re
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from machines import ROOT, Machine, Network, RefusedError, await_, network
 
 from service import tracking
 from service.errors import LostPeerError
+from tests.integration import sample_logs
 
 pytestmark = pytest.mark.integration
 
@@ -75,18 +74,8 @@ def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> 
     return machine.start(*line)
 
 
-def lines(place: Path, rank: int) -> list[dict]:  # type: ignore[type-arg]
-    path = place / f"runs/job/samples-rank{rank}.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        # The last line of a worker that was killed may be cut short.
-        if line.endswith("}"):
-            found.append(json.loads(line))
-    return found
-
-
 def steps_begun(place: Path, rank: int) -> int:
-    return len(lines(place, rank))
+    return len(sample_logs.lines_of(place / "runs/job", rank))
 
 
 def await_steps(place: Path, rank: int, count: int, what: str, seconds: float = 150) -> float:
@@ -101,17 +90,6 @@ def told(place: Path) -> str:
     """What there is to read when a test fails."""
     logs = [*place.glob("said-*.txt"), *place.glob("runs/job/*.log"), *place.glob("runs/job/error.json")]
     return "\n".join(f"--- {path.name}\n{path.read_text()[-2500:]}" for path in logs)
-
-
-def order(place: Path) -> list[list[int]]:
-    """The samples of each step, of the attempt that counts: the latest that made the step."""
-    of_step: dict[int, dict[str, list[list[int]]]] = {}
-    for path in place.glob("runs/job/samples-rank*.jsonl"):
-        for line in lines(place, int(path.stem.removeprefix("samples-rank"))):
-            parts = of_step.setdefault(line["step"], {}).setdefault(line["attempt"], [])
-            parts.append(list(chain.from_iterable(line["ids"])))
-    assert sorted(of_step) == list(range(1, len(of_step) + 1))
-    return [list(chain.from_iterable(attempts[max(attempts)])) for _, attempts in sorted(of_step.items())]
 
 
 def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
@@ -148,7 +126,7 @@ def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_s
     print(said)
     assert ends == [75, 75], told(place)
 
-    seen = order(place)
+    seen = sample_logs.order(place / "runs/job")
     assert {len(ids) for ids in seen} == {GLOBAL_BATCH}
     times = Counter(dict.fromkeys(range(SAMPLES), 0))
     for step, ids in enumerate(seen, start=1):
