@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -63,15 +62,6 @@ def finish(root: Path, name: str, *arguments: str) -> None:
     job = start(root, name, *arguments)
     said, _ = job.communicate(timeout=400)
     assert job.returncode == 0, said
-
-
-def family(job: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The launcher, torchrun, and its workers, as far as they have come to life."""
-    try:
-        launcher = psutil.Process(job.pid)
-        return [launcher, *launcher.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:

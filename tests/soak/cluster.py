@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service import store
-from tests.integration.machines import Machine, Network, await_, network
+from tests.integration.machines import Machine, Network, network
+from tests.integration.processes import await_
 from tests.integration.sample_logs import lines_of
 
 SAMPLES = 203
