@@ -1,5 +1,6 @@
 """What jobs with `log_samples` wrote down: the samples of each step, by the attempt at it that counts."""
 
+import contextlib
 import json
 from itertools import chain
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 def lines_of(run: Path, rank: int) -> list[dict[str, Any]]:
     """What workers of this rank wrote. The last line of one that was killed may be cut short, and is left out."""
     path = run / f"samples-rank{rank}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else ()
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def by_step(run: Path) -> dict[int, list[tuple[int, ...]]]:
