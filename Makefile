@@ -14,7 +14,7 @@ WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUD
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint test-integration bench bench-data variants clean
+.PHONY: help setup quickstart test lint test-integration bench bench-data soak variants clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,6 +54,10 @@ bench: setup ## the benchmarks: ratios taken in one run
 
 bench-data: setup ## loaders side by side in one run: three quarters of an hour; fills .bench (see tests/benchmarks/data)
 	$(BIN)/python -m tests.benchmarks.data
+
+soak: setup ## half an hour of training under a random schedule of faults, and what it lost; needs root
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+	LOROT_ROUNDS=20 $(PYTEST) -m integration tests/integration/test_exact_resume.py
 
 variants: setup ## the paper's variants on Fashion-MNIST, three seeds each: a quarter of an hour (Debian: dataset-fashion-mnist)
 	$(BIN)/python -m tests.benchmarks.variants

@@ -10,6 +10,7 @@ program neither.
 
 import contextlib
 import math
+import operator
 import queue
 import threading
 import time
@@ -223,8 +224,10 @@ class Readahead:
     def _summon(self) -> None:
         """See to it that as many threads read as are wanted; under the lock."""
         wanted = self._wanted()
-        if wanted > self._active:
-            self._state.notify(wanted - self._active)
+        # Who is woken and finds nothing to read takes the processor from those that decode.
+        left = sum(operator.length_hint(fetch.cursor) for fetch in self._unread)
+        if wanted > self._active and left:
+            self._state.notify(min(wanted - self._active, left))
         while self.num_threads < wanted:
             self.num_threads += 1
             self._start(self._read_batches, f"reader-{self.num_threads}")
@@ -233,11 +236,10 @@ class Readahead:
         """What a reading thread does."""
         while True:
             with self._state:
-                while not self._closed and (not self._unread or self._active >= self._wanted()):
+                while not self._closed and ((fetch := self._oldest()) is None or self._active >= self._wanted()):
                     self._state.wait()
-                if self._closed:
+                if self._closed or fetch is None:
                     return
-                fetch = self._unread[0]
                 cursor = fetch.cursor
                 ranges, fetch.expected = fetch.expected, []
                 self._active += 1
@@ -260,6 +262,10 @@ class Readahead:
             if finished:
                 self._complete.put(fetch)
 
+    def _oldest(self) -> Fetch | None:
+        """The first batch of which nobody reads some samples yet; under the lock."""
+        return next((fetch for fetch in self._unread if operator.length_hint(fetch.cursor)), None)
+
     def _read_samples(self, fetch: Fetch, cursor: Iterator[int], watch: Watch) -> int:
         """Read what nobody else reads of a batch; returns how many that were."""
         count, data = 0, fetch.data
@@ -272,7 +278,8 @@ class Readahead:
                 fetch.postponed.append(sample)
                 continue
             data[sample] = found
-            if self._latency_s * self._rate > self._active < self._most_threads and fetch.left > 1:
+            more = operator.length_hint(cursor) and self._active < self._most_threads
+            if more and self._latency_s * self._rate > self._active:
                 with self._state:
                     self._summon()
         return count

@@ -14,7 +14,7 @@
 set -eu
 nnodes=$1 meeting=$2 workers=$3 run_id=$4 config=$5
 shift 5
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 LOROT_RENDEZVOUS=$meeting
 meet=is_host=0,last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=2,join_timeout=600,read_timeout=30
 exec torchrun \
   --nnodes "$nnodes" --nproc-per-node "$workers" --max-restarts 100 --shutdown-timeout 23 \

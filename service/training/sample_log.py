@@ -6,6 +6,7 @@ A run that was killed or went back does steps again. Of each step the latest att
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,10 @@ def _logged(
 ) -> Iterator[Samples]:
     ids: list[list[int]] = []
     step = first_step + 1
+    with path.open("a+b") as end:
+        # A worker that was killed, or a full disk, may have cut the last line short.
+        if end.tell() and (end.seek(-1, os.SEEK_END), end.read())[1] != b"\n":
+            end.write(b"\n")
     with path.open("a") as file:
         for batch in batches:
             ids.append(batch.ids.tolist())

@@ -25,6 +25,7 @@ from service.errors import JobError, LorotError, LostPeerError
 from service.run_folder import RunFolder
 from service.training import distributed
 from service.training.distributed import World
+from service.training.pulse import Pulse
 
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
@@ -54,7 +55,8 @@ class Watchdog:
     """Watches this worker's main thread from a thread of its own; a context around all that may hang.
 
     A worker that makes no progress for `timeout_s` writes its stack to its log and ends with a JobError in error.json.
-    One that lost another, or waited too long for it, ends with a LostPeerError that tells of all workers.
+    One that lost another, or waited too long for it, ends with a LostPeerError that tells of all workers. Of several
+    machines it hears within seconds that one has vanished, whatever `timeout_s` is (`pulse`).
 
     Args:
         folder: seen by all workers.
@@ -76,12 +78,15 @@ class Watchdog:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._pulse = Pulse.of_environment(self._attempt, world.local_rank, self._lost)
 
     def __enter__(self) -> "Watchdog":
         with contextlib.suppress(OSError):
             self._place.mkdir(exist_ok=True)
         self._since = time.monotonic()
         self._thread.start()
+        if self._pulse is not None:
+            self._pulse.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -89,6 +94,8 @@ class Watchdog:
         with self._lock:
             self._over.set()
             faulthandler.cancel_dump_traceback_later()
+        if self._pulse is not None:
+            self._pulse.stop()
         if error is None or self._world.size == 1 or not distributed.is_lost_peer(error):
             return
         with self._lock:
@@ -139,14 +146,20 @@ class Watchdog:
                 self._give_up(idle_s)
                 return
 
+    def _lost(self, what: str) -> None:
+        """End this worker at once: others cannot be reached any more, by the word of `pulse`."""
+        with self._lock:
+            if not self._over.is_set():
+                self._dump(what)
+                self._end(
+                    LostPeerError(f"worker {self._world.rank}, after step {self._step}: {what}\n{self._list([])}")
+                )
+
     def _give_up(self, idle_s: float) -> None:
         with self._lock:
             if self._over.is_set():
                 return
-            _log.error("no progress for %.0f s; what each thread was doing:", idle_s)
-            for handler in logging.getLogger().handlers:
-                handler.flush()
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            self._dump(f"no progress for {idle_s:.0f} s")
             own = self._own(idle_s)
             waits_for_another = self._world.size > 1 and not self._waits_for_data
             error: LorotError
@@ -154,10 +167,21 @@ class Watchdog:
                 error = LostPeerError(self._tell(None, self._signs_twice()))
             else:
                 error = JobError(f"no progress within timeout_s={self._timeout_s:g}: {own}\n{self._list([])}")
-            self._folder.report_error(error)
-            _log.error("this worker ends here: %s", error)
-            logging.shutdown()
-            os._exit(error.exit_code)
+            self._end(error)
+
+    def _dump(self, why: str) -> None:
+        """Write what each thread is doing to this worker's log."""
+        _log.error("%s; what each thread was doing:", why)
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+
+    def _end(self, error: LorotError) -> None:
+        """End the process, whatever its main thread waits for."""
+        self._folder.report_error(error)
+        _log.error("this worker ends here: %s", error)
+        logging.shutdown()
+        os._exit(error.exit_code)
 
     def _tell(self, error: BaseException | None, signs: list[Sign] | None) -> str:
         """What this worker knows of the loss; `signs`: of the others that are still alive, None if nobody looked."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,15 +126,6 @@ def _build(hub: Machine, machines: Sequence[Machine]) -> None:
         _ip("-n", hub.namespace, "link", "set", port, "master", "bridge", "up")
         _ip("-n", machine.namespace, "address", "add", f"{machine.address}/24", "dev", "eth0")
         _ip("-n", machine.namespace, "link", "set", "eth0", "up")
-
-
-def await_(condition: Callable[[], object], what: str, seconds: float, told: Callable[[], str] = str) -> float:
-    """Wait until it holds; returns when that was. Fails after `seconds` with `what`, and what `told` finds then."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}\n{told()}"
-        time.sleep(0.05)
-    return time.monotonic()
 
 
 def _ip(*arguments: str) -> str:

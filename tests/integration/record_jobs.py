@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from service.run_folder import RunFolder
+from tests.integration.processes import await_
 
 
 def write_config(folder: Path, uri: str, steps: int) -> RunFolder:
@@ -55,7 +55,4 @@ def lines_of(run: RunFolder) -> list[dict[str, Any]]:
 
 def wait_until(happened: Callable[[], bool], folder: Path, timeout_s: float = 300) -> None:
     """Wait for it."""
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, (folder / "said.txt").read_text()[-3000:]
-        time.sleep(0.1)
+    await_(happened, "what the test waits for", timeout_s, lambda: (folder / "said.txt").read_text()[-3000:])

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
 from service import store
+from tests.integration import sample_logs
 
 STEPS = 40
 CONFIG = """
@@ -64,15 +64,6 @@ def finish(root: Path, name: str, *arguments: str) -> None:
     assert job.returncode == 0, said
 
 
-def family(job: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The launcher, torchrun, and its workers, as far as they have come to life."""
-    try:
-        launcher = psutil.Process(job.pid)
-        return [launcher, *launcher.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
     parts = sorted((root / "runs" / name / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"))
     assert {part.stem for part in parts} == {"ema", "optimizer", "weights"}
@@ -89,9 +80,4 @@ def records(root: Path, name: str) -> list[dict[str, Any]]:
 
 def samples(root: Path, name: str) -> dict[int, list[tuple[int, ...]]]:
     """The micro-batches of each step, of all workers, by the latest attempt at it."""
-    attempts: dict[int, dict[str, list[tuple[int, ...]]]] = {}
-    for path in (root / "runs" / name).glob("samples-rank*.jsonl"):
-        for line in path.read_text().splitlines():
-            told = json.loads(line)
-            attempts.setdefault(told["step"], {}).setdefault(told["attempt"], []).extend(map(tuple, told["ids"]))
-    return {step: sorted(found[max(found)]) for step, found in attempts.items()}
+    return sample_logs.by_step(root / "runs" / name)

@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from service import tracking
 from service.training import checkpoint
+from tests.integration.processes import await_
 
 pytestmark = pytest.mark.integration
 
@@ -84,13 +84,6 @@ def running(line: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             job.wait(10)
 
 
-def await_(what: str, is_so: Callable[[], bool], within_s: float = 300.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def small_disk(place: Path) -> Iterator[Path]:
     """A disk of 6 MB of its own; a checkpoint of the job has about 2."""
@@ -111,7 +104,7 @@ def test_a_disk_that_fills_up_ends_the_job_on_every_worker_and_with_room_it_goes
     ballast = small_disk / "ballast"
     with running(lorot(place, *arguments)) as job:
         checkpoints = small_disk / "full" / "checkpoints"
-        await_("a checkpoint", lambda: bool(checkpoint.find(checkpoints)))
+        await_(lambda: bool(checkpoint.find(checkpoints)), "a checkpoint", 300)
         # All that is left, whatever is being written.
         with contextlib.suppress(OSError), ballast.open("wb") as file:
             while True:
@@ -153,7 +146,7 @@ def test_a_read_only_disk_is_told_before_anything_starts_and_leaves_what_is_ther
 def test_a_second_job_on_a_folder_is_refused_however_either_was_started(place: Path) -> None:
     folder = place / "runs" / "shared"
     with running(torchrun(place, "name=shared", f"duration={LONG}", "checkpoint.every=1 steps")) as first:
-        await_("its first checkpoint", lambda: bool(checkpoint.find(folder / "checkpoints")))
+        await_(lambda: bool(checkpoint.find(folder / "checkpoints")), "its first checkpoint", 300)
         for line in (
             torchrun(place, "name=shared", f"duration={LONG}", "--resume"),
             lorot(place, "name=shared", f"duration={LONG}", "--resume"),
@@ -164,10 +157,10 @@ def test_a_second_job_on_a_folder_is_refused_however_either_was_started(place: P
             assert "another job runs there (process" in done.stdout + done.stderr, line
         assert first.poll() is None, "the first goes on"
         reached = checkpoint.find(folder / "checkpoints")[0]
-        await_("more checkpoints", lambda: checkpoint.find(folder / "checkpoints")[0] > reached)
+        await_(lambda: checkpoint.find(folder / "checkpoints")[0] > reached, "more checkpoints", 300)
     with running(lorot(place, "name=shared", f"duration={LONG}", "--resume")) as second:
         reached = checkpoint.find(folder / "checkpoints")[0]
-        await_("the next job to go on", lambda: checkpoint.find(folder / "checkpoints")[0] > reached)
+        await_(lambda: checkpoint.find(folder / "checkpoints")[0] > reached, "the next job to go on", 300)
         assert second.poll() is None
 
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 import torch
 
-from tests.integration.small_job import STEPS, family, finish, prepare, records, samples, start, tensors
+from tests.integration.processes import family, workers
+from tests.integration.small_job import STEPS, finish, prepare, records, samples, start, tensors
 
 pytestmark = pytest.mark.integration
 
@@ -59,14 +60,13 @@ def killed_until_done(root: Path, name: str, dice: random.Random, *overrides: st
                     break
                 time.sleep(0.02)
             time.sleep(wait_s)
-            processes = family(job)
-            workers = [one for one in processes if "service.training.worker" in " ".join(one.cmdline())]
+            processes, ranks = family(job.pid), workers(job.pid)
             chosen = dice.choice(["worker 0", "worker 1", "launcher", "torchrun", "all"])
             victims = {
                 "launcher": processes[:1],
                 "torchrun": processes[1:2],
-                "worker 0": workers[-2:-1],
-                "worker 1": workers[-1:],
+                "worker 0": [ranks[0]] if 0 in ranks else [],
+                "worker 1": [ranks[1]] if 1 in ranks else [],
                 "all": processes,
             }[chosen]
             story.append(f"{chosen} after {steps // 2} steps and {wait_s:.2f} s")

@@ -1,6 +1,5 @@
 """Jobs that hang: every worker ends within the timeout, says why, and nothing stays behind."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,10 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machines import ROOT, await_
+from machines import ROOT
 from PIL import Image
 
 from service import tracking
+from tests.integration.processes import await_, workers
 
 pytestmark = pytest.mark.integration
 
@@ -67,17 +67,6 @@ def start(started: list[subprocess.Popen[str]], *overrides: str) -> subprocess.P
     return started[-1]
 
 
-def family(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-    """The workers, by rank."""
-    found = {}
-    for process in psutil.Process(launcher.pid).children(recursive=True):
-        # Some are gone by the time they are looked at.
-        with contextlib.suppress(psutil.NoSuchProcess, AttributeError):
-            if "torch.distributed.run" in " ".join(process.parent().cmdline()):  # type: ignore[union-attr]
-                found[int(process.environ()["RANK"])] = process
-    return found
-
-
 def steps(place: Path) -> int:
     path = place / "runs/job/samples-rank0.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
@@ -91,9 +80,9 @@ def test_a_frozen_worker_is_named_by_the_others_and_does_not_stay_behind(
 ) -> None:
     launcher = start(job, DEMO)
     await_(lambda: steps(place) > 20 or launcher.poll() is not None, "training", 300)
-    workers = family(launcher)
+    alive = workers(launcher.pid)
     frozen_at = time.monotonic()
-    workers[1].send_signal(signal.SIGSTOP)
+    alive[1].send_signal(signal.SIGSTOP)
     await_((place / "runs/job/error.json").exists, "the other one says so", TIMEOUT_S + 30)
     noticed_s = time.monotonic() - frozen_at
     _, said = launcher.communicate(timeout=90)
@@ -105,7 +94,7 @@ def test_a_frozen_worker_is_named_by_the_others_and_does_not_stay_behind(
     # Its own stack, of the operation that failed or of all threads; the frozen one's last place is in the message.
     log = (place / "runs/job/log-rank0.txt").read_text()
     assert "Traceback" in log or "Thread 0x" in log
-    assert not any(worker.is_running() for worker in workers.values())
+    assert not any(worker.is_running() for worker in alive.values())
 
 
 def test_a_worker_whose_data_never_come_says_where_it_hangs(place: Path, job: list[subprocess.Popen[str]]) -> None:

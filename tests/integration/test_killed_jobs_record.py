@@ -8,21 +8,11 @@ import pytest
 from record_jobs import lines_of, lorot, steps_done, wait_until, write_config
 
 from service import tracking
+from tests.integration.processes import family, workers
 
 pytestmark = pytest.mark.integration
 
 STEPS = 300
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all below it, the workers last."""
-    launcher = psutil.Process(pid)
-    return [launcher, *launcher.children(recursive=True)]
-
-
-def worker_of(pid: int) -> psutil.Process:
-    (found,) = [one for one in family(pid) if "service.training.worker" in one.cmdline()[1:4]]
-    return found
 
 
 def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(tmp_path: Path) -> None:
@@ -38,7 +28,7 @@ def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(t
     # The worker dies: the launcher, which is still there, says so.
     job = lorot(tmp_path, "train", str(tmp_path / "job.yaml"))
     wait_until(lambda: steps_done(run) >= 25, tmp_path)
-    worker_of(job.pid).kill()
+    workers(job.pid)[0].kill()
     assert job.wait(120) != 0
     assert info() == ("FAILED", None)
     run_id = run.read("run.json")["run_id"]

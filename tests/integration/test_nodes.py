@@ -1,6 +1,5 @@
 """Jobs of several machines, each with its own address, that lose machines, workers and cables, and get them back."""
 
-import json
 import os
 import re
 import signal
@@ -8,14 +7,15 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import pytest
-from machines import ROOT, Machine, Network, RefusedError, await_, network
+from machines import ROOT, Machine, Network, RefusedError, network
 
 from service import tracking
 from service.errors import LostPeerError
+from tests.integration import sample_logs
+from tests.integration.processes import await_
 
 pytestmark = pytest.mark.integration
 
@@ -75,18 +75,8 @@ def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> 
     return machine.start(*line)
 
 
-def lines(place: Path, rank: int) -> list[dict]:  # type: ignore[type-arg]
-    path = place / f"runs/job/samples-rank{rank}.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        # The last line of a worker that was killed may be cut short.
-        if line.endswith("}"):
-            found.append(json.loads(line))
-    return found
-
-
 def steps_begun(place: Path, rank: int) -> int:
-    return len(lines(place, rank))
+    return len(sample_logs.lines_of(place / "runs/job", rank))
 
 
 def await_steps(place: Path, rank: int, count: int, what: str, seconds: float = 150) -> float:
@@ -101,17 +91,6 @@ def told(place: Path) -> str:
     """What there is to read when a test fails."""
     logs = [*place.glob("said-*.txt"), *place.glob("runs/job/*.log"), *place.glob("runs/job/error.json")]
     return "\n".join(f"--- {path.name}\n{path.read_text()[-2500:]}" for path in logs)
-
-
-def order(place: Path) -> list[list[int]]:
-    """The samples of each step, of the attempt that counts: the latest that made the step."""
-    of_step: dict[int, dict[str, list[list[int]]]] = {}
-    for path in place.glob("runs/job/samples-rank*.jsonl"):
-        for line in lines(place, int(path.stem.removeprefix("samples-rank"))):
-            parts = of_step.setdefault(line["step"], {}).setdefault(line["attempt"], [])
-            parts.append(list(chain.from_iterable(line["ids"])))
-    assert sorted(of_step) == list(range(1, len(of_step) + 1))
-    return [list(chain.from_iterable(attempts[max(attempts)])) for _, attempts in sorted(of_step.items())]
 
 
 def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
@@ -148,7 +127,7 @@ def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_s
     print(said)
     assert ends == [75, 75], told(place)
 
-    seen = order(place)
+    seen = sample_logs.order(place / "runs/job")
     assert {len(ids) for ids in seen} == {GLOBAL_BATCH}
     times = Counter(dict.fromkeys(range(SAMPLES), 0))
     for step, ids in enumerate(seen, start=1):
@@ -165,10 +144,13 @@ def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_s
 def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_one_goes_on(
     place: Path, net: Network
 ) -> None:
-    """The reachable one is started by plain torchrun, the other by `lorot train`."""
+    """The reachable one is started by plain torchrun, the other by `lorot train`.
+
+    Within seconds, however long collective operations wait: no packet says that a machine is gone.
+    """
     where = meet(net)
     first, second = net.machines
-    timeout_s = 12
+    timeout_s = 900
     options = ["job.yaml", f"timeout_s={timeout_s}"]
     script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", *options]
     plain = first.run("bash", *script, ADDRESS=first.address, GLOO_SOCKET_IFNAME="eth0")
@@ -178,15 +160,17 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     cut = time.monotonic()
     second.set_link("down")
     log = place / "runs/job/log-rank0.txt"
-    await_(lambda: END in log.read_text(), "worker 0 says so", timeout_s + 60, lambda: told(place))
+    await_(lambda: END in log.read_text(), "worker 0 says so", 90, lambda: told(place))
     noticed_s = time.monotonic() - cut
     on_s = await_steps(place, 0, 25, "the reachable machine goes on") - cut
-    print(f"timeout_s={timeout_s}: noticed after {noticed_s:.1f} s, the next step after {on_s:.1f} s")
+    print(f"noticed after {noticed_s:.1f} s, the next step after {on_s:.1f} s")
     said = log.read_text()
     assert "worker 0, after step " in said
-    assert f"within timeout_s={timeout_s}" in said or "longer than timeout_s" in said
+    assert "machine 1 of the job has given no sign of life for 10 s" in said
     assert re.search(r"  worker 1: step \d+, ", said)
-    assert END in (place / "runs/job/log-rank1.txt").read_text()
+    cut_off = (place / "runs/job/log-rank1.txt").read_text()
+    assert END in cut_off
+    assert f"the rendezvous at {where} has not answered for 10 s" in cut_off
     # The machine that is cut off cannot reach the rendezvous either: nobody trains there on his own.
     assert second.workers() == []
     assert launched.poll() in (None, LostPeerError.exit_code)

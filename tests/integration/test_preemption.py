@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from service.training import checkpoint
-from tests.integration.small_job import family, finish, prepare, records, start
+from tests.integration.processes import await_, family, workers
+from tests.integration.small_job import finish, prepare, records, start
 
 pytestmark = pytest.mark.integration
 
@@ -24,22 +25,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("preempted"))
 
 
-def until(condition: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 400) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert job.poll() is None, "it ended early"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def until(condition: Callable[[], bool], job: subprocess.Popen[str]) -> None:
+    await_(lambda: condition() or job.poll() is not None, "what is to be disturbed", 400)
+    assert job.poll() is None, "it ended early"
 
 
 def steps_begun(folder: Path) -> int:
     log = folder / "samples-rank0.jsonl"
     return log.read_text().count("\n") if log.exists() else 0
-
-
-def workers_of(job: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = [one for one in family(job) if one.ppid() != job.pid and "service.training.worker" in one.cmdline()]
-    return sorted(found, key=lambda one: one.pid)
 
 
 def newest(folder: Path) -> checkpoint.Checkpoint:
@@ -70,7 +63,7 @@ def test_a_signal_to_one_worker_in_an_evaluation_stops_all_soon_and_the_evaluati
     job = start(root, "evaluating", *long, *large)
     folder = root / "runs" / "evaluating"
     until(lambda: "evaluat" in (phase(folder, 1) or ""), job)
-    workers_of(job)[1].send_signal(signal.SIGUSR1)
+    workers(job.pid)[1].send_signal(signal.SIGUSR1)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 75, said
     assert told(folder)["exit_code"] == 75
@@ -103,13 +96,13 @@ def test_three_signals_to_torchrun_do_not_damage_the_save(root: Path) -> None:
     )
     folder = root / "runs" / "thrice"
     until(lambda: steps_begun(folder) >= 6, job)
-    workers = family(job)[1:]
+    started = family(job.pid)[1:]
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         job.send_signal(number)
         time.sleep(0.3)
     job.communicate(timeout=60)
     # Torchrun may have left them behind by now; they end by themselves.
-    _, alive = psutil.wait_procs(workers, timeout=25)
+    _, alive = psutil.wait_procs(started, timeout=25)
     assert alive == []
     assert told(folder)["exit_code"] == 75
     assert f"stopped after step {newest(folder).step};" in told(folder)["message"]

@@ -90,9 +90,8 @@ def test_slow_reads_run_side_by_side_up_to_the_limit_and_change_nothing(few):
 def test_fast_reads_need_few_threads(few, monkeypatch):
     # On a clock that a busy machine cannot slow down: ten microseconds from one look to the next.
     looks = itertools.count(1)
-    monkeypatch.setattr(
-        readahead, "time", SimpleNamespace(perf_counter=lambda: 1e-5 * next(looks), monotonic=time.monotonic)
-    )
+    clock = SimpleNamespace(perf_counter=lambda: 1e-5 * next(looks), monotonic=time.monotonic)
+    monkeypatch.setattr(readahead, "time", clock)
     loader = train(source_of(few), stop_step=30)
     assert sum(1 for _ in loader) == 60
     assert loader.num_read_threads == 1

@@ -1,0 +1,33 @@
+"""What jobs with `log_samples` wrote down: the samples of each step, by the attempt at it that counts."""
+
+import contextlib
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+
+def lines_of(run: Path, rank: int) -> list[dict[str, Any]]:
+    """What workers of this rank wrote. The last line of one that was killed may be cut short, and is left out."""
+    path = run / f"samples-rank{rank}.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def by_step(run: Path) -> dict[int, list[tuple[int, ...]]]:
+    """The micro-batches of each step, of all workers, by the latest attempt at it."""
+    attempts: dict[int, dict[str, list[tuple[int, ...]]]] = {}
+    for path in run.glob("samples-rank*.jsonl"):
+        for told in lines_of(run, int(path.stem.removeprefix("samples-rank"))):
+            attempts.setdefault(told["step"], {}).setdefault(told["attempt"], []).extend(map(tuple, told["ids"]))
+    return {step: sorted(found[max(found)]) for step, found in sorted(attempts.items())}
+
+
+def order(run: Path) -> list[list[int]]:
+    """The samples of steps 1, 2, ... to the last."""
+    steps = by_step(run)
+    assert list(steps) == list(range(1, len(steps) + 1))
+    return [list(chain.from_iterable(parts)) for parts in steps.values()]

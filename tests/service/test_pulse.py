@@ -1,0 +1,84 @@
+"""Machines that vanish without a word: the others hear of it, over a real store."""
+
+import queue
+import time
+
+import pytest
+from torch.distributed import TCPStore
+
+from service.training import pulse
+from service.training.pulse import Pulse
+
+SILENCE_S = 2.0
+
+
+@pytest.fixture
+def store() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> "queue.Queue[str]":
+    monkeypatch.setattr(pulse, "_EVERY_S", 0.05)
+    return queue.Queue()
+
+
+def of(store: TCPStore, machine: int, count: int, told: "queue.Queue[str]") -> Pulse:
+    made = Pulse(f"127.0.0.1:{store.port}", "first", machine, count, told.put, SILENCE_S)
+    made.start()
+    return made
+
+
+def begun(store: TCPStore, *machines: int) -> None:
+    store.wait([f"lorot/pulse/first/{number}" for number in machines])
+
+
+def test_machines_that_live_or_have_said_that_they_end_are_no_cause_for_alarm(store, told):
+    pulses = [of(store, number, 3, told) for number in range(3)]
+    begun(store, 0, 1, 2)
+    pulses[1].stop()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=2 * SILENCE_S)
+    for one in pulses:
+        one.stop()
+
+
+def test_a_machine_that_falls_silent_is_named_once_by_the_others(store, told):
+    survivor = of(store, 0, 3, told)
+    # It said something once, and was gone: nothing tells it from one that lost its power.
+    store.set("lorot/pulse/first/2", "1")
+    begun(store, 0)
+    began = time.monotonic()
+    assert told.get(timeout=30) == f"machine 2 of the job has given no sign of life for {SILENCE_S:g} s"
+    assert time.monotonic() - began > SILENCE_S / 2
+    survivor.stop()
+    assert told.empty()
+
+
+def test_a_machine_of_an_earlier_attempt_is_nobodys_concern(store, told):
+    store.set("lorot/pulse/earlier/1", "1")
+    survivor = of(store, 0, 2, told)
+    with pytest.raises(queue.Empty):
+        told.get(timeout=2 * SILENCE_S)
+    survivor.stop()
+
+
+def test_a_store_that_cannot_be_reached_any_more_is_named(told):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = f"127.0.0.1:{store.port}"
+    survivor = of(store, 0, 2, told)
+    begun(store, 0)
+    del store
+    assert told.get(timeout=30) == f"the rendezvous at {where} has not answered for {SILENCE_S:g} s"
+    survivor.stop()
+
+
+def test_one_worker_of_each_of_several_machines_does_it_and_none_elsewhere(monkeypatch, told):
+    assert Pulse.of_environment("first", 0, told.put) is None
+    monkeypatch.setenv(pulse.VARIABLE, "10.0.0.1:29400")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    monkeypatch.setenv("GROUP_RANK", "1")
+    assert Pulse.of_environment("first", 0, told.put) is not None
+    assert Pulse.of_environment("first", 1, told.put) is None
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    assert Pulse.of_environment("first", 0, told.put) is None

@@ -1,0 +1,101 @@
+"""What a job that has been through all that may have lost. Each check returns complaints; none means nothing."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.soak.cluster import LOG_EVERY
+
+
+class Point(NamedTuple):
+    """A logged value."""
+
+    step: int
+    value: float
+
+
+def samples(order: Sequence[Sequence[int]], total: int, batch: int) -> list[str]:
+    """That each step had a whole batch, and each epoch every sample once.
+
+    Args:
+        order: the sample ids of steps 1, 2, ...
+        total: samples of an epoch. An epoch may end within a step.
+        batch: samples of a step.
+    """
+    found = [f"step {n} had {len(ids)} samples" for n, ids in enumerate(order, start=1) if len(ids) != batch]
+    seen: Counter[int] = Counter()
+    for step, ids in enumerate(order, start=1):
+        seen.update(ids)
+        epochs, further = divmod(step * batch, total)
+        expected = Counter({epochs: total - further, epochs + 1: further})
+        counts = Counter(seen[sample] for sample in range(total))
+        if len(seen) > total or +counts != +expected:
+            found.append(f"after step {step} samples had been seen {dict(counts)} times instead of {dict(expected)}")
+            break
+    if not order:
+        found.append("no samples were written down")
+    return found
+
+
+def record(history: Iterable[tuple[str, Sequence[Point]]], lines: Sequence[dict[str, Any]]) -> list[str]:
+    """That the tracking server has each value of the run's own record once, in order, and no other.
+
+    Args:
+        history: of each metric what the server has, in its order.
+        lines: of metrics.jsonl.
+    """
+    expected: dict[str, list[Point]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "time_s"):
+                expected.setdefault(name, []).append(Point(line["step"], value))
+    found = []
+    server = {name: list(points) for name, points in history}
+    for name in sorted(expected.keys() | server.keys()):
+        own, theirs = expected.get(name, []), server.get(name, [])
+        if [point.step for point in own] != [point.step for point in theirs]:
+            lost = sorted({p.step for p in own} - {p.step for p in theirs})
+            strange = sorted({p.step for p in theirs} - {p.step for p in own})
+            twice = sorted(step for step, count in Counter(p.step for p in theirs).items() if count > 1)
+            found.append(f"{name}: lost steps {lost[:5]}, unknown steps {strange[:5]}, repeated steps {twice[:5]}")
+        elif not all(math.isclose(a.value, b.value, rel_tol=1e-9) for a, b in zip(own, theirs, strict=True)):
+            found.append(f"{name}: the server has other values")
+    return found
+
+
+def steps(lines: Sequence[dict[str, Any]], total: int, every: int) -> list[str]:
+    """That the run's record has the figures of every `every`-th step to the last, once."""
+    had = [line["step"] for line in lines if "train/loss" in line]
+    wanted = [*range(every, total, every), total]
+    return [] if had == wanted else [f"training figures of steps {sorted(set(had) ^ set(wanted))[:5]} lost or repeated"]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tracked(database: str, total: int, run: Path) -> list[str]:
+    """That the tracking server has the job as one finished run with its whole record and one registered model."""
+    import mlflow
+
+    api = mlflow.MlflowClient(database)
+    own = json.loads((run / "run.json").read_text())["run_id"]
+    experiment = api.get_run(own).info.experiment_id
+    named = api.search_runs([experiment], f"attributes.run_name = '{run.name}'")
+    found = [] if len(named) == 1 else [f"{len(named)} runs are called {run.name}"]
+    status = api.get_run(own).info.status
+    if status != "FINISHED":
+        found.append(f"the run is {status}")
+    lines = read_lines(run / "metrics.jsonl")
+    found += steps(lines, total, LOG_EVERY)
+    names = sorted(api.get_run(own).data.metrics)
+    history = ((name, [Point(p.step, p.value) for p in api.get_metric_history(own, name)]) for name in names)
+    found += record(history, lines)
+    versions = api.search_model_versions(f"run_id = '{own}'")
+    if len(versions) != 1:
+        found.append(f"{len(versions)} versions of the model are registered")
+    return found

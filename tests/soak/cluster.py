@@ -1,0 +1,247 @@
+"""Two machines, a rendezvous, a tracking server and a disk, and what keeps a job running on them: its scheduler."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from service import store
+from tests.integration.machines import Machine, Network, network
+from tests.integration.processes import await_
+from tests.integration.sample_logs import lines_of
+
+SAMPLES = 203
+GLOBAL_BATCH = 64
+LOG_EVERY = 50
+TIMEOUT_S = 15
+PORT = 5000
+DISK_MB = 300
+# More than a line of the sample log.
+_LINE_BYTES = 1 << 14
+JOB = f"""
+name: job
+output: disk
+duration: {{steps}} steps
+evaluate_every: 1000 steps
+global_batch: {GLOBAL_BATCH}
+micro_batch: 8
+device: cpu
+timeout_s: {TIMEOUT_S}
+log_samples: true
+data: {{{{name: demo, root: demo, size: 32, options: {{{{train_count: {SAMPLES}, val_count: 30, size: 40}}}}}}}}
+pretext: {{{{name: lorot_e}}}}
+objective: {{{{name: multi_task}}}}
+model: {{{{name: resnet_small, width: 16}}}}
+optimizer: {{{{lr: 0.01}}}}
+schedule: {{{{warmup: 100 steps}}}}
+ema: {{{{decay: 0.99}}}}
+checkpoint: {{{{every: 50 steps}}}}
+tracking: {{{{uri: "http://10.77.0.1:{PORT}", log_every: {LOG_EVERY} steps, system_metrics: false}}}}
+registry: {{{{name: soaked}}}}
+"""
+
+
+class Moment(NamedTuple):
+    """When the attempt began, in nanoseconds since the epoch, and the step it is at."""
+
+    attempt_ns: int
+    step: int
+
+
+class Cluster:
+    """What a job needs, in one folder. While it is open, a launcher that ends is started again, as a scheduler would.
+
+    Attributes:
+        folder: of everything. run: of the job.
+        ends: how often launchers ended, by exit code.
+        is_limited: whether the run folder lies on a disk of its own, which can be filled.
+    """
+
+    def __init__(self, folder: Path, net: Network, is_limited: bool) -> None:
+        self.folder, self.hub, self.machines, self.is_limited = folder, net.hub, net.machines, is_limited
+        self.ends: Counter[int] = Counter()
+        self._name = ""
+        self._held: set[str] = set()
+        self._jobs: dict[str, subprocess.Popen[str]] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._server: subprocess.Popen[str] | None = None
+        self._where = ""
+        self._meeting = 1
+
+    @property
+    def run(self) -> Path:
+        """The job's folder."""
+        return self.folder / "disk" / self._name
+
+    @property
+    def disk(self) -> Path:
+        """Where the run folders lie."""
+        return self.folder / "disk"
+
+    def open(self) -> None:
+        """Start the tracking server and the rendezvous."""
+        store.ensure_ready(self.database)
+        self.start_server()
+        # A place without a run's name in it: nothing of the job lies on that machine.
+        self.hub.start("-m", "service.cli", "rendezvous", "--host", self.hub.address, "--port", "0")
+        await_(lambda: "ready at" in self.hub.said.read_text(), "the rendezvous is ready", 120)
+        found = re.search(r"ready at (\S+)", self.hub.said.read_text())
+        assert found
+        self._where = found[1]
+
+    @property
+    def database(self) -> str:
+        """Of the tracking server."""
+        return f"sqlite:///{self.folder / 'server.db'}"
+
+    def start_server(self) -> None:
+        """Start it at its address, which is always the same."""
+        line = ["-m", "mlflow", "server", "--host", self.hub.address, "--port", str(PORT), "--workers", "1"]
+        line += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
+        self._server = self.hub.start(*line, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+
+    def signal_server(self, number: int) -> None:
+        """Send all of the tracking server's processes a signal."""
+        assert self._server is not None
+        os.killpg(self._server.pid, number)
+        if number == signal.SIGKILL:
+            self._server.wait()
+
+    def begin(self, name: str, steps: int) -> None:
+        """Let both machines train a job of this name, until `end`."""
+        self._name = name
+        (self.folder / "job.yaml").write_text(JOB.format(steps=steps))
+        self._closed.clear()
+        self.ends.clear()
+        threading.Thread(target=self._keep_running, name="scheduler", daemon=True).start()
+
+    def end(self) -> None:
+        """Stop the job in order, if it runs."""
+        self._closed.set()
+        with self._lock:
+            for job in self._jobs.values():
+                with contextlib.suppress(ProcessLookupError):
+                    job.send_signal(signal.SIGTERM)
+            for job in self._jobs.values():
+                job.wait(180)
+            self._jobs.clear()
+
+    def is_done(self) -> bool:
+        """Whether the job has come to its end, and left its last word."""
+        with self._lock:
+            running = [job for job in self._jobs.values() if job.poll() is None]
+        return (self.run / "summary.json").exists() and not running
+
+    def job_on(self, machine: Machine) -> "subprocess.Popen[str] | None":
+        """The launcher there, if it runs."""
+        job = self._jobs.get(machine.address)
+        return job if job is not None and job.poll() is None else None
+
+    @contextlib.contextmanager
+    def away(self, machines: list[Machine]) -> Iterator[None]:
+        """Nothing is started on these machines within the block."""
+        addresses = {machine.address for machine in machines}
+        with self._lock:
+            self._held |= addresses
+        try:
+            yield
+        finally:
+            self._held -= addresses
+
+    def steps_begun(self) -> int:
+        """Step attempts that workers of rank 0 have written down."""
+        return len(lines_of(self.run, 0))
+
+    def latest(self) -> Moment:
+        """Where the job is, by the newest line of rank 0's samples; it is asked often, so only the end is read."""
+        path = self.run / "samples-rank0.jsonl"
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _LINE_BYTES))
+                lines = file.read().split(b"\n")[:-1]
+            told = json.loads(lines[-1])
+        except (OSError, ValueError, IndexError):
+            # None yet, or one that was cut short.
+            return Moment(0, 0)
+        return Moment(int(told["attempt"]), told["step"])
+
+    def checkpoints(self) -> list[Path]:
+        """The newest first."""
+        return sorted((self.run / "checkpoints").glob("step-????????"), reverse=True)
+
+    def told(self) -> str:
+        """What there is to read when something fails."""
+        logs = [*self.folder.glob("said-*.txt"), *self.run.glob("*.log"), *self.run.glob("log-*.txt")]
+        logs += self.run.glob("error.json")
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
+
+    def _keep_running(self) -> None:
+        while not self._closed.wait(0.5):
+            with self._lock:
+                for machine in self.machines:
+                    self._look_after(machine)
+
+    def _look_after(self, machine: Machine) -> None:
+        """Start the launcher there, unless it runs, or the job is done; under the lock."""
+        job = self._jobs.get(machine.address)
+        if job is not None and job.poll() is None:
+            return
+        if job is not None:
+            self.ends[job.returncode] += 1
+            del self._jobs[machine.address]
+            # A job that all machines have left is over at its rendezvous; it goes on there under another name.
+            if not self._jobs:
+                self._meeting += 1
+        if (self.run / "summary.json").exists() or machine.address in self._held or self._closed.is_set():
+            return
+        where = ["--nnodes", "1:2", "--nproc", "1", "--rdzv", self._where, "--run-id", f"{self._name}-{self._meeting}"]
+        self._jobs[machine.address] = machine.start(
+            "-m", "service.cli", "train", "job.yaml", f"name={self._name}", "--resume", *where
+        )
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Machines, server and disk; all of them are gone after the block. Raises RefusedError where they cannot be."""
+    disk = folder / "disk"
+    disk.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "lorot-soak", str(disk)]
+    is_limited = subprocess.run(line, capture_output=True).returncode == 0
+    try:
+        with network(2, folder) as net:
+            made = Cluster(folder, net, is_limited)
+            made.open()
+            try:
+                yield made
+            finally:
+                made.end()
+    finally:
+        if is_limited:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def steps_made(run: Path) -> int:
+    """The last step whose figures are in the record."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def rate(made: Cluster, seconds: float) -> float:
+    """Steps a second that the job makes undisturbed, measured between two of its records."""
+    await_(lambda: steps_made(made.run) > 2 * LOG_EVERY, "both machines train", 300, made.told)
+    first, began = steps_made(made.run), time.monotonic()
+    await_(lambda: time.monotonic() > began + seconds, "time passes", seconds + 60)
+    last = steps_made(made.run)
+    # To the next record, so that whole stretches between two of them are measured.
+    ended = await_(lambda: steps_made(made.run) > last, "a record", 120, made.told)
+    return (steps_made(made.run) - first) / (ended - began)

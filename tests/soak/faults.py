@@ -1,0 +1,188 @@
+"""What can happen to a job. Each fault does its worst, heals what does not heal by itself, and says what it did."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from tests.soak.cluster import TIMEOUT_S, Cluster
+
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of event.
+
+    Attributes:
+        name: for the table.
+        inject: does it and returns what it did, or "" if there was nothing to do it to.
+        is_felt: whether training is expected to stop and to begin again.
+        needs_disk: whether it needs a run folder on a disk of its own.
+    """
+
+    name: str
+    inject: Callable[[Cluster, Random], str]
+    is_felt: bool = True
+    needs_disk: bool = False
+
+
+def lose_machine(made: Cluster, dice: Random) -> str:
+    """All of its processes are gone at once; later it comes back."""
+    machine, pause_s = dice.choice(made.machines), dice.uniform(1, 20)
+    with made.away([machine]):
+        machine.kill()
+        time.sleep(pause_s)
+    return f"{machine.address} for {pause_s:.0f} s"
+
+
+def kill_worker(made: Cluster, dice: Random) -> str:
+    """By SIGKILL, as the kernel does when memory runs out."""
+    return _to_a_worker(made, dice, signal.SIGKILL)
+
+
+def freeze_worker(made: Cluster, dice: Random) -> str:
+    """It stays, and does nothing any more."""
+    return _to_a_worker(made, dice, signal.SIGSTOP)
+
+
+def kill_launcher(made: Cluster, dice: Random) -> str:
+    """`lorot train` dies; its torchrun and workers have to end by themselves."""
+    machine = dice.choice(made.machines)
+    job = made.job_on(machine)
+    if job is None:
+        return ""
+    job.kill()
+    return f"process {job.pid} on {machine.address}"
+
+
+def stop_machine(made: Cluster, dice: Random) -> str:
+    """One machine is reclaimed: its launcher, or a worker, is asked to stop; it comes back at once."""
+    machine, number = dice.choice(made.machines), dice.choice(STOPS)
+    job = made.job_on(machine)
+    if dice.random() < 0.5 and machine.workers():
+        return _to_a_worker(made, dice, number)
+    if job is None:
+        return ""
+    job.send_signal(number)
+    return f"{number.name} to the launcher on {machine.address}"
+
+
+def stop_twice(made: Cluster, dice: Random) -> str:
+    """All machines are asked to stop, and again while they save."""
+    with made.away(made.machines):
+        jobs = [job for machine in made.machines if (job := made.job_on(machine))]
+        for number in (dice.choice(STOPS), dice.choice(STOPS)):
+            for job in jobs:
+                job.send_signal(number)
+            time.sleep(dice.uniform(0, 1))
+        ends = [job.wait(180) for job in jobs]
+    return f"exit codes {ends}"
+
+
+def damage_checkpoint(made: Cluster, dice: Random) -> str:
+    """All machines die, and of the newest checkpoint a file has lost bytes, or has a bit turned."""
+    with made.away(made.machines):
+        for machine in made.machines:
+            machine.kill()
+        found = made.checkpoints()
+        if len(found) < 2:
+            return "no second checkpoint yet, so none was damaged; all machines died"
+        file = dice.choice(sorted(path for path in found[0].iterdir() if path.is_file()))
+        content = bytearray(file.read_bytes())
+        if dice.random() < 0.5:
+            del content[dice.randrange(len(content)) :]
+            how = f"cut to {len(content)} bytes"
+        else:
+            place = dice.randrange(len(content))
+            content[place] ^= 1 << dice.randrange(8)
+            how = f"a bit of byte {place} turned"
+        file.write_bytes(content)
+    return f"{found[0].name}/{file.name}: {how}"
+
+
+def fill_disk(made: Cluster, dice: Random) -> str:
+    """Nothing can be written, for longer than a checkpoint takes to be due."""
+    pause_s = dice.uniform(10, 25)
+    ballast = made.disk / "ballast"
+    deadline = time.monotonic() + pause_s
+    try:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), ballast.open("ab") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            time.sleep(0.5)
+    finally:
+        ballast.unlink()
+    return f"for {pause_s:.0f} s"
+
+
+def hide_image(made: Cluster, dice: Random) -> str:
+    """A file of the data set is not there for a while."""
+    pause_s = dice.uniform(5, 15)
+    # Which are trained on: a file of the other split is read at an evaluation only.
+    image = dice.choice(sorted((made.folder / "demo").rglob("train/**/*.jpg")))
+    away = image.with_suffix(".away")
+    image.rename(away)
+    time.sleep(pause_s)
+    away.rename(image)
+    return f"{image.name} for {pause_s:.0f} s"
+
+
+def pull_cable(made: Cluster, dice: Random) -> str:
+    """One machine is cut off from all others, for longer than they wait for it."""
+    machine, pause_s = dice.choice(made.machines), dice.uniform(TIMEOUT_S, 2.5 * TIMEOUT_S)
+    machine.set_link("down")
+    time.sleep(pause_s)
+    machine.set_link("up")
+    return f"{machine.address} for {pause_s:.0f} s"
+
+
+def kill_server(made: Cluster, dice: Random) -> str:
+    """The tracking server is gone, and is started again."""
+    pause_s = dice.uniform(5, 40)
+    made.signal_server(signal.SIGKILL)
+    time.sleep(pause_s)
+    made.start_server()
+    return f"for {pause_s:.0f} s"
+
+
+def freeze_server(made: Cluster, dice: Random) -> str:
+    """The tracking server takes connections and does not answer."""
+    pause_s = dice.uniform(5, 40)
+    made.signal_server(signal.SIGSTOP)
+    time.sleep(pause_s)
+    made.signal_server(signal.SIGCONT)
+    return f"for {pause_s:.0f} s"
+
+
+FAULTS = (
+    Fault("machine lost and back", lose_machine),
+    Fault("worker killed", kill_worker),
+    Fault("worker frozen", freeze_worker),
+    Fault("launcher killed", kill_launcher),
+    Fault("asked to stop", stop_machine),
+    Fault("all asked to stop, twice", stop_twice),
+    Fault("checkpoint damaged", damage_checkpoint),
+    Fault("disk full", fill_disk, needs_disk=True),
+    Fault("image missing", hide_image),
+    Fault("cable pulled", pull_cable),
+    Fault("tracking server killed", kill_server, is_felt=False),
+    Fault("tracking server frozen", freeze_server, is_felt=False),
+)
+
+
+def _to_a_worker(made: Cluster, dice: Random, number: signal.Signals) -> str:
+    """Send a worker on some machine the signal."""
+    found = [(machine, pid) for machine in made.machines for pid in machine.workers()]
+    if not found:
+        return ""
+    machine, pid = dice.choice(found)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return f"{number.name} to worker {pid} on {machine.address}"
+    return ""

@@ -1,0 +1,67 @@
+"""The soak's own judges: what would be lost is found."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.soak import checks
+from tests.soak.checks import Point
+
+TOTAL, BATCH = 10, 4
+
+
+def stream(num_steps: int) -> list[list[int]]:
+    """Epochs of shuffled samples, cut into batches."""
+    order = np.concatenate([np.random.default_rng(epoch).permutation(TOTAL) for epoch in range(num_steps)])
+    return order[: num_steps * BATCH].reshape(num_steps, BATCH).tolist()
+
+
+def test_whole_epochs_that_end_within_steps_are_no_loss():
+    for num_steps in (1, 5, 7, 23):
+        assert checks.samples(stream(num_steps), TOTAL, BATCH) == []
+
+
+@pytest.mark.parametrize("step", [0, 6, 12])
+def test_a_sample_that_is_seen_instead_of_another_is_found(step):
+    order = stream(23)
+    order[step][0] = next(sample for sample in range(TOTAL) if sample not in order[step])
+    assert "samples had been seen" in checks.samples(order, TOTAL, BATCH)[0]
+
+
+def test_a_step_that_was_left_out_or_made_twice_or_is_not_whole_is_found():
+    assert checks.samples(stream(23)[:5] + stream(23)[6:], TOTAL, BATCH)
+    assert checks.samples(stream(23)[:6] + stream(23)[5:], TOTAL, BATCH)
+    assert "step 3 had 3 samples" in checks.samples([*stream(2), [0, 1, 2]], TOTAL, BATCH)
+    assert checks.samples([], TOTAL, BATCH) == ["no samples were written down"]
+
+
+LINES = [{"step": step, "time_s": 1.0, "train/loss": 1 / step} for step in (50, 100, 120)]
+HISTORY = [Point(step, 1 / step) for step in (50, 100, 120)]
+
+
+def test_a_record_that_is_all_there_is_no_loss():
+    assert checks.record([("train/loss", HISTORY)], LINES) == []
+    assert checks.steps(LINES, 120, 50) == []
+
+
+@pytest.mark.parametrize(
+    ("history", "complaint"),
+    [
+        ([], r"lost steps \[50, 100, 120\]"),
+        ([HISTORY[0], HISTORY[2]], r"lost steps \[100\]"),
+        ([*HISTORY, HISTORY[2]], r"repeated steps \[120\]"),
+        ([HISTORY[1], HISTORY[0], HISTORY[2]], "train/loss"),
+        ([*HISTORY, Point(170, 1.0)], r"unknown steps \[170\]"),
+        ([*HISTORY[:2], Point(120, 1.0)], "other values"),
+    ],
+)
+def test_a_point_that_is_lost_repeated_out_of_order_or_changed_on_the_server_is_found(history, complaint):
+    (found,) = checks.record([("train/loss", history)] if history else [], LINES)
+    assert re.search(complaint, found)
+
+
+def test_figures_that_were_never_written_are_found():
+    assert "[100]" in checks.steps([LINES[0], LINES[2]], 120, 50)[0]
+    assert "[120]" in checks.steps(LINES[:2], 120, 50)[0]
+    assert checks.steps([*LINES, LINES[2]], 120, 50)
