@@ -19,7 +19,7 @@ VARIABLE = "LOROT_RENDEZVOUS"
 # torchrun itself takes a machine for lost after 4 s; this has to outlast a moment in which a worker is busy.
 SILENCE_S = 10.0
 _EVERY_S = 1.0
-_OVER = b"over"
+_OVER = "over"
 
 
 class Pulse:
@@ -112,7 +112,7 @@ class Pulse:
         for number, value in zip(begun, store.multi_get([self._keys[n] for n in begun]), strict=True):
             if told.get(number, (b"", 0.0))[0] != value:
                 told[number] = value, now
-        return [n for n in begun if told[n][0] != _OVER and now - told[n][1] > self._silence_s]
+        return [n for n in begun if told[n][0] != _OVER.encode() and now - told[n][1] > self._silence_s]
 
     def _tell(self, what: str) -> None:
         if not self._over.is_set():
