@@ -61,6 +61,13 @@ def test_a_point_that_is_lost_repeated_out_of_order_or_changed_on_the_server_is_
     assert re.search(complaint, found)
 
 
+def test_of_what_the_clock_said_only_the_steps_have_to_agree():
+    lines = [{"step": 50, "train/images_per_s": 7.0, "train/step_time_p50_s": 1.0}]
+    both = [("train/images_per_s", [Point(50, 9.0)]), ("train/step_time_p50_s", [Point(50, 2.0)])]
+    assert checks.record(both, lines) == []
+    assert len(checks.record(both[:1], lines)) == 1
+
+
 def test_figures_that_were_never_written_are_found():
     assert "[100]" in checks.steps([LINES[0], LINES[2]], 120, 50)[0]
     assert "[120]" in checks.steps(LINES[:2], 120, 50)[0]
