@@ -51,6 +51,8 @@ bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \
 	  --model resnet_small --micro-batch 64 --rounds 40
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.pretext_cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.checkpoint_stall
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.determinism_cost
 
 bench-data: setup ## loaders side by side in one run: three quarters of an hour; fills .bench (see tests/benchmarks/data)
 	$(BIN)/python -m tests.benchmarks.data

@@ -82,6 +82,8 @@ def parse(content: bytes) -> Annotation:
         raise ValueError(f"it is no XML: {error}") from None
     except KeyError as error:
         raise ValueError(f"a box lacks its {error.args[0]}") from None
+    if min(size.values()) < 0:
+        raise ValueError(f"its image is {size['width']} pixels wide and {size['height']} high")
     table = np.array(boxes, np.float32).reshape(-1, 4)
     if not np.isfinite(table).all():
         raise ValueError("a box has a corner that is not finite")

@@ -25,6 +25,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _MEND = "restore or correct the file"
 # Characters between two signs of life.
 _STRIDE = 10**6
+# Characters of a category's name: with its id behind it, where two are called the same, it must fit a model's card,
+# which takes 1000.
+_LONGEST_NAME = 960
 # Pixels; corners are kept in 32 bits, which tell no thinner boxes apart.
 _THINNEST = 1e-3
 
@@ -45,7 +48,8 @@ class Annotations:
         bboxes: (K, 4) float64 (x_min, y_min, width, height) as in the file.
         areas: (K,) float64. crowd: (K,) bool.
         segmentations: K compressed run lengths; b"" without one.
-        remarks: what was left out or mended, and how often.
+        visible: (K,) bool, something of the box lies in the image; what is not can only be missed.
+        remarks: what is of no use to training or was mended, and how often.
     """
 
     categories: dict[int, str]
@@ -59,6 +63,7 @@ class Annotations:
     areas: np.ndarray
     crowd: np.ndarray
     segmentations: list[bytes]
+    visible: np.ndarray
     remarks: Counter[str]
 
 
@@ -198,6 +203,7 @@ class _Found:
     areas: array = field(default_factory=lambda: array("d"))
     crowd: array = field(default_factory=lambda: array("b"))
     segmentations: list[bytes] = field(default_factory=list)
+    visible: array = field(default_factory=lambda: array("b"))
     remarks: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -208,6 +214,8 @@ class _Found:
         number, name = _integer(element, "id"), _text(element, "name")
         if number in self.categories:
             raise FormatError(f"category id {number} is there twice")
+        if len(name) > _LONGEST_NAME:
+            raise FormatError(f"name {_short(name)} has {len(name)} characters; write at most {_LONGEST_NAME}")
         self.categories[number] = name
 
     def image(self, element: Any) -> None:
@@ -240,13 +248,14 @@ class _Found:
             raise FormatError(f"iscrowd {_short(crowd)} is neither 0 nor 1")
         image_height, image_width, _ = self.images[image]
         right, bottom = min(x + width, image_width), min(y + height, image_height)
-        if right - max(x, 0) < _THINNEST or bottom - max(y, 0) < _THINNEST:
-            self.remarks["boxes without an area in the image, left out"] += 1
-            return
-        if x < 0 or y < 0 or x + width > image_width or y + height > image_height:
+        visible = right - max(x, 0) >= _THINNEST and bottom - max(y, 0) >= _THINNEST
+        if not visible:
+            self.remarks["boxes without an area in the image, not trained on"] += 1
+        elif x < 0 or y < 0 or x + width > image_width or y + height > image_height:
             self.remarks["boxes that reach over the edge, clipped"] += 1
         area = width * height if element.get("area") is None else _number(element["area"], "area")
-        if area < 0:
+        # That of a box with a side below 0 is kept: the score ignores such an object, as COCO's own tools do.
+        if area < 0 and visible:
             raise FormatError(f"area {area} is below 0")
         runs = _segmentation(element.get("segmentation"), image_height, image_width)
         self.image_ids.append(image)
@@ -255,6 +264,7 @@ class _Found:
         self.areas.append(area)
         self.crowd.append(int(crowd))
         self.segmentations.append(runs)
+        self.visible.append(int(visible))
         if not runs:
             self.remarks["boxes without a segmentation"] += 1
 
@@ -282,6 +292,7 @@ class _Found:
             areas=np.array(self.areas, np.float64),
             crowd=np.array(self.crowd, bool),
             segmentations=self.segmentations,
+            visible=np.array(self.visible, bool),
             remarks=self.remarks,
         )
 

@@ -41,7 +41,8 @@ class Objects:
     """The K objects of one sample, in source pixels; the arrays are views of the manifest's file where they can be.
 
     Attributes:
-        boxes: (K, 4) float32 (x_min, y_min, x_max, y_max), half-open, inside the image and not empty.
+        boxes: (K, 4) float32 (x_min, y_min, x_max, y_max), half-open, inside the image; empty where nothing of the
+            annotated box is.
         labels: (K,) int64. crowd: (K,) bool. areas: (K,) float64.
         bboxes: (K, 4) float64 (x_min, y_min, width, height) as annotated.
         segmentations: K compressed run lengths; b"" without one.
@@ -56,6 +57,11 @@ class Objects:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(K,) bool: the box is not empty. Others are nothing to learn, but count as missed in an evaluation."""
+        return np.logical_and(self.boxes[:, 2] > self.boxes[:, 0], self.boxes[:, 3] > self.boxes[:, 1])
 
     def where(self, kept: np.ndarray) -> "Objects":
         """Those for which (K,) bool `kept` is true."""

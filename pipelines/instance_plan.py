@@ -69,13 +69,16 @@ class InstancePlan:
 def train_plan(
     view: InstanceView, seed: int, epochs: np.ndarray, ids: np.ndarray, source_sizes: np.ndarray, table: InstanceTable
 ) -> InstancePlan:
-    """The plan of (N,) training images; groups of objects (crowds) are left out, as torchvision's references do."""
+    """The plan of (N,) training images.
+
+    Groups of objects (crowds) are left out, as torchvision's references do, and so are boxes without area in the image.
+    """
     drawn = uniform(seed, epochs, ids, "instances", num=2)
     flips = drawn[:, 0] < (0.5 if view.flip else 0.0)
     short_sides = np.array(view.short_sides, np.int64)[scale_to_integers(drawn[:, 1], 0, len(view.short_sides) - 1)]
     sizes = resized(source_sizes, short_sides, view.long_side)
     found = [table.of(sample) for sample in ids.tolist()]
-    objects = _listed([own.where(~own.crowd) for own in found])
+    objects = _listed([own.where(~own.crowd & own.visible) for own in found])
     valid = np.ones(len(ids), bool)
     return InstancePlan(ids, epochs, source_sizes, sizes, flips, valid, objects, _canvas(sizes, view.divisor))
 
@@ -85,13 +88,17 @@ def eval_plan(
 ) -> InstancePlan:
     """The plan of (N,) evaluation images: the view's last short side, not mirrored, crowds included.
 
-    What is not `valid` has no objects and is not resized.
+    What is not `valid` has no objects and is not resized. Boxes without area in the image are no targets of a network
+    here either; a score takes them from the manifest.
     """
     nothing, flips = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     sizes = resized(source_sizes, np.full(len(ids), view.short_sides[-1], np.int64), view.long_side)
     sizes = np.where(valid[:, None], sizes, source_sizes)
     objects = _listed(
-        [table.of(sample) if real else NOTHING for sample, real in zip(ids.tolist(), valid.tolist(), strict=True)]
+        [
+            own.where(own.visible)
+            for own in (table.of(sample) if real else NOTHING for sample, real in zip(ids.tolist(), valid, strict=True))
+        ]
     )
     return InstancePlan(ids, nothing, source_sizes, sizes, flips, valid, objects, _canvas(sizes, view.divisor))
 

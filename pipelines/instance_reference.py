@@ -43,7 +43,10 @@ def render(
     boxes = transforms.clamp_bounding_boxes(transforms.resize(boxes, size))
     masks = torch.zeros((0, 0, 0), dtype=torch.uint8)
     if with_masks:
-        masks = _nearest(torch.from_numpy(run_lengths.decode(known.segmentations, *source)), size)
+        masks = torch.zeros((len(known), *size), dtype=torch.uint8)
+        # One after the other: all of a large image at once, at its own size, would take gigabytes.
+        for number, runs in enumerate(known.segmentations):
+            masks[number] = _nearest(torch.from_numpy(run_lengths.decode([runs], *source)), size)[0]
     if plan.flips[0]:
         image, masks = image.flip(2), masks.flip(2)
         boxes = transforms.horizontal_flip(boxes)

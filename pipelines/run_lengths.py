@@ -14,8 +14,9 @@ import numpy as np
 
 # Groups of 5 bits that the longest sensible run takes.
 _MOST_GROUPS = 7
-# Pixels of outlines that are always drawn; each takes 60 bytes for a moment.
-_LONGEST = 10**6
+# Pixels of outlines that are drawn in any image, however small, and in none, however large; each takes 60 bytes or more
+# for a moment.
+_LONGEST = 10**6, 2 * 10**7
 
 
 def encode(masks: np.ndarray) -> list[bytes]:
@@ -34,6 +35,27 @@ def decode(segmentations: Sequence[bytes], height: int, width: int) -> np.ndarra
     return np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
+def sampled(segmentations: Sequence[bytes], source: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Masks of one size brought to another, each pixel that of the source at its centre.
+
+    One mask after the other is decoded, so that no more than one of them is ever there at the source's size.
+
+    Args:
+        segmentations: K compressed run lengths over `source`.
+        source, size: (height, width).
+
+    Returns:
+        (K, *size) uint8, 0 or 1.
+    """
+    # Whole numbers: where a centre falls just between two pixels of the source, the one on the right or below is taken.
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, source, strict=True))
+    masks = np.empty((len(segmentations), *size), np.uint8)
+    for mask, runs in zip(masks, segmentations, strict=True):
+        plane = compiled.decode([{"size": list(source), "counts": runs}])[:, :, 0]
+        mask[:] = plane if list(source) == list(size) else plane[:, columns][rows]
+    return masks
+
+
 def from_counts(counts: Sequence[int], height: int, width: int) -> bytes:
     """Compressed run lengths from plain ones; raises ValueError unless they fill height x width pixels."""
     if any(isinstance(run, bool) or not isinstance(run, int) or run < 0 for run in counts):
@@ -49,8 +71,8 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     Those of less than three corners, as COCO has some, enclose nothing and are left out; b"" if none is left.
 
     Raises:
-        ValueError: an odd number of coordinates, one that is not finite, or outlines longer than any that fit the image
-            (drawing them would take all memory).
+        ValueError: an odd number of coordinates, one that is not finite, or outlines of more than 4 * height * width
+            pixels (but 1e6 are always allowed, and 2e7 never exceeded: drawing them would take all memory).
     """
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     length = 0.0
@@ -62,9 +84,13 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
         except OverflowError:
             raise ValueError("a polygon has a corner beyond all numbers") from None
         length += float(np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum())
+    most = min(max(_LONGEST[0], 4 * height * width), _LONGEST[1])
     # What is no number is not below either.
-    if not length <= max(_LONGEST, 4 * height * width):
-        raise ValueError(f"polygons whose outlines are {length:.0f} pixels long, which no {width} x {height} image has")
+    if not length <= most:
+        raise ValueError(
+            f"polygons whose outlines are {length:.0f} pixels long, of which at most {most} are drawn for an image of "
+            f"{width} x {height} pixels"
+        )
     if not polygons:
         return b""
     drawn = compiled.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)

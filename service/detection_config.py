@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from service import config_file, provenance
 from service.config_fields import Root, Section
 from service.data_config import SplitsConfig
+from service.errors import ConfigError
 from service.training_config import TrainingConfig
 
 # What a job begins with, key by key. The schedule that detection calls 1x (https://arxiv.org/abs/1708.02002, section
@@ -99,6 +100,37 @@ class DetectionConfig(TrainingConfig):
             del values["data"][key]
         del values["model"]["backbone"]
         return provenance.digest(values)
+
+
+def check_schedule(config: DetectionConfig, total: int, samples: int) -> None:
+    """Raises ConfigError if the run ends before its learning rate has risen, or before it falls as it is told to.
+
+    That is known only when the data are: the 1x schedule counts in epochs, and its warm-up in steps.
+
+    Args:
+        total: steps of the run.
+        samples: of an epoch.
+    """
+    schedule = config.schedule
+    sizes = {"samples_per_epoch": samples, "global_batch": config.global_batch, "total_steps": total}
+    problems = []
+    warmup = schedule.warmup.steps(**sizes)
+    if warmup >= total:
+        problems.append(
+            f"schedule.warmup: '{schedule.warmup}' ends at step {warmup} of {total}, so the rate never gets where it "
+            f"is to go; schedule.warmup='{total // 20} steps' would do"
+        )
+    milestones = [milestone.steps(**sizes) for milestone in schedule.milestones] if schedule.name == "step" else []
+    if late := [step for step in milestones if step >= total]:
+        told = ", ".join(f"'{milestone}'" for milestone in schedule.milestones)
+        # As in the 1x schedule, which falls after 8 and 11 of 12 epochs.
+        works = f"schedule.milestones='[{max(1, 2 * total // 3)} steps, {11 * total // 12} steps]'"
+        problems.append(
+            f"schedule.milestones: of {told} the rate falls at step {', '.join(map(str, late))} of {total} only, "
+            f"which is never; {works if total > 2 else 'schedule.name=linear'} would do"
+        )
+    if problems:
+        raise ConfigError(f"duration: '{config.duration}' is {total} steps here:\n  " + "\n  ".join(problems))
 
 
 def contradictions(config: DetectionConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ the version carries the numbers as tags. A job that trains something on a model 
 it is that run which is tagged.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,17 @@ from typing import Any
 from service import bundle, provenance, store, tracking
 from service.config import TrackingConfig
 from service.resolution import Resolved
+from service.run_folder import RunFolder
 
 DOWNSTREAM = "downstream."
 # Tags of a run by which an earlier result is found.
 WEIGHTS, DATA, CONFIG = "model.weights_sha256", "data_digest", "config_digest"
+# In a run's folder: the model that it began with, and beside its files where that comes from.
+BACKBONE, _ORIGIN = "backbone", "origin.json"
+_ORIGIN_KEYS = ("asked", "uri", "name", "version", "run_id")
+# Of a version's tags, besides numbers that were measured: by which run, on what, how.
+_RUN, _SEED = "run_id", "seed"
+_ABOUT = frozenset({_RUN, DATA, CONFIG, _SEED})
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,64 @@ def split_digest(train: str, evaluated: str) -> str:
 
 
 def tag_version(
-    run: tracking.Run, resolved: Resolved, job: str, metrics: Mapping[str, float], headline: Sequence[str] | None = None
+    run: tracking.Run,
+    resolved: Resolved,
+    job: str,
+    metrics: Mapping[str, float],
+    headline: Sequence[str] | None = None,
+    *,
+    data_digest: str = "",
+    config_digest: str = "",
+    seed: int | None = None,
 ) -> None:
-    """Let the model's version, if it is a registered one, list what `run` has found: `downstream.JOB.METRIC`."""
+    """Let the model's version, if it is a registered one, list what `run` has found: `downstream.JOB.METRIC`.
+
+    A later run of the job replaces all of it, so what it was measured on and how stands beside it.
+
+    Args:
+        headline: the metrics to list; empty is written where one cannot be said, lest an earlier run's stays. Default:
+            all there are.
+        data_digest, config_digest, seed: of `run`, as its tags; "" and None for unknown.
+    """
     if resolved.name is None or resolved.version is None:
         return
-    chosen = metrics if headline is None else headline
-    found = {f"{DOWNSTREAM}{job}.{key}": repr(metrics[key]) for key in chosen if math.isfinite(metrics[key])}
-    run.tag_model_version(resolved.name, resolved.version, found | {f"{DOWNSTREAM}{job}.run_id": run.run_id})
+    values = {key: metrics.get(key, math.nan) for key in (metrics if headline is None else headline)}
+    found = {key: repr(value) if math.isfinite(value) else "" for key, value in values.items()}
+    found |= {_RUN: run.run_id, DATA: data_digest, CONFIG: config_digest, _SEED: "" if seed is None else str(seed)}
+    tags = {f"{DOWNSTREAM}{job}.{key}": text for key, text in found.items()}
+    run.tag_model_version(resolved.name, resolved.version, tags)
+
+
+def is_measured(name: str) -> bool:
+    """Whether JOB.NAME, of a version's tags, is a metric, and not what it was measured on and how."""
+    return name.partition(".")[2] not in _ABOUT
+
+
+def read_origin(place: Path) -> dict[str, Any] | None:
+    """What was written down beside the copy of a model in a run's folder; None without a whole one."""
+    try:
+        origin = json.loads((place / _ORIGIN).read_text())
+    except (OSError, ValueError):
+        return None
+    return origin if isinstance(origin, dict) and origin.keys() >= set(_ORIGIN_KEYS) else None
+
+
+def origin_file(asked: str, resolved: Resolved) -> dict[str, bytes]:
+    """The file beside such a copy, by name: what was `asked` for, and what it was."""
+    values = (asked, resolved.uri, resolved.name, resolved.version, resolved.run_id)
+    return {_ORIGIN: json.dumps(dict(zip(_ORIGIN_KEYS, values, strict=True))).encode()}
+
+
+def kept_backbone(folder: RunFolder) -> Resolved | None:
+    """The copy of the model that the run in this folder stands on; None if none has come to a checkpoint there."""
+    place = folder.path / BACKBONE
+    origin = read_origin(place) if folder.is_taken() else None
+    return None if origin is None else copied(place, origin)
+
+
+def copied(place: Path, origin: Mapping[str, Any]) -> Resolved:
+    """The copy in `place`, with the lineage that `read_origin` tells."""
+    return Resolved(place, origin["uri"], origin["name"], origin["version"], origin["run_id"])
 
 
 def log_downstream(
@@ -100,12 +158,13 @@ def log_downstream(
         TrackingError: the server does not answer, or refuses.
     """
     metrics = {key.removeprefix(f"{job}/"): float(value) for key, value in metrics.items()}
+    config_digest = provenance.digest(params or {})
     about = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.folder.resolve().name
     run = tracking.open_run(
         tracking_config.model_copy(update={"system_metrics": False}),
         name=f"{job}-{about}",
         folder=folder,
-        tags=run_tags(resolved, job, config_digest=provenance.digest(params or {})) | dict(tags or {}),
+        tags=run_tags(resolved, job, config_digest=config_digest) | dict(tags or {}),
     )
     status = "FAILED"
     try:
@@ -114,7 +173,9 @@ def log_downstream(
         for path in artifacts:
             run.log_artifact(path, path.name if path.is_dir() else None)
         chosen = None if headline is None else [key.removeprefix(f"{job}/") for key in headline]
-        tag_version(run, resolved, job, metrics, chosen)
+        data_digest, seed = str((tags or {}).get(DATA, "")), (params or {}).get("seed")
+        known: dict[str, Any] = {"data_digest": data_digest, "config_digest": config_digest, "seed": seed}
+        tag_version(run, resolved, job, metrics, chosen, **known)
         status = "FINISHED"
     finally:
         notice = run.finish(status)
@@ -155,4 +216,8 @@ def _earlier(job: str, run_id: str, data: Any) -> Earlier:
     return Earlier(run_id, metrics, dict(data.tags), dict(data.params))
 
 
-__all__ = ["Earlier", "find_downstream", "log_downstream", "run_tags", "split_digest", "tag_version"]
+__all__ = [
+    *("BACKBONE", "CONFIG", "DATA", "DOWNSTREAM", "WEIGHTS"),
+    *("Earlier", "copied", "find_downstream", "is_measured", "kept_backbone", "log_downstream", "origin_file"),
+    *("read_origin", "run_tags", "split_digest", "tag_version"),
+]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from service import bundle, store
 from service.bundle import Card, write_bundle
-from service.lineage import DOWNSTREAM, Earlier, find_downstream, log_downstream
+from service.lineage import DOWNSTREAM, Earlier, find_downstream, is_measured, log_downstream
 from service.registration import METRIC, better, check_name, enter, number
 from service.resolution import Resolved, cache_folder, load, resolve
 
@@ -114,7 +114,9 @@ def _row(version: Any, aliases: Mapping[str, Any], newest: bool) -> Row:
         run_name=tags.get("run_name", ""),
         run_id=version.run_id or "",
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-        downstream={key.replace(":", "@"): value for key, value in _numbers(tags, DOWNSTREAM).items()},
+        downstream={
+            key.replace(":", "@"): value for key, value in _numbers(tags, DOWNSTREAM).items() if is_measured(key)
+        },
     )
 
 

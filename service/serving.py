@@ -32,8 +32,9 @@ from service.models import Classifier
 # Of one image of a request. A flat picture of a few hundred kilobytes can declare as many pixels as it likes.
 MOST_BYTES = 32 << 20
 MOST_PIXELS = 64_000_000
-# Of one request; each may cost a second of decoding.
+# Of one request; each image may cost a second of decoding, and so may some twenty million pixels.
 MOST_IMAGES = 1024
+MOST_PIXELS_TOGETHER = 1_000_000_000
 # Images that go through the network together.
 _BATCH = 32
 # Only text is made of these alone: every image format has bytes beyond them in its header.
@@ -70,10 +71,18 @@ class Predictor:
         """
         top = _top(params, len(self._classes))
         samples = _samples(data)
+        # All of them before the first is decoded.
+        sizes = [_size(row, sample) for row, sample in enumerate(samples)]
+        if (together := sum(height * width for height, width in sizes)) > MOST_PIXELS_TOGETHER:
+            raise _refused(
+                f"the images of the request have {together:,} pixels together, more than the {MOST_PIXELS_TOGETHER:,} "
+                "that are taken; send them in several, or shrink them"
+            )
         answers: list[dict[str, Any]] = []
         for start in range(0, len(samples), _BATCH):
-            batch = [self._render(start + row, sample) for row, sample in enumerate(samples[start : start + _BATCH])]
-            answers += self._answers(torch.cat(batch), top)
+            rows = range(start, min(start + _BATCH, len(samples)))
+            batch = torch.cat([self._render(row, samples[row], *sizes[row]) for row in rows])
+            answers += self._answers(batch, top)
         return answers
 
     @torch.inference_mode()
@@ -88,15 +97,17 @@ class Predictor:
         named = {self._classes[index]: value for index, value in zip(indices, values, strict=True)}
         return {LABEL: self._classes[indices[0]], PROBABILITY: values[0], PROBABILITIES: named}
 
-    def _render(self, row: int, sample: bytes | np.ndarray) -> Tensor:
+    def _render(self, row: int, sample: bytes | np.ndarray, height: int, width: int) -> Tensor:
         """(1, 3, size, size), as evaluation shows it to the network."""
         try:
-            readable, height, width = _looked_at(sample)
-            rows = np.zeros(1, np.int64)
-            plan = eval_plan(self._view, rows, np.array([height]), np.array([width]), np.ones(1, bool))
-            return torch_reference.render_batch([readable], self._view, plan)
+            readable = sample if isinstance(sample, np.ndarray) else sound(sample, height, width)
         except UnsoundError as error:
             raise _refused(f"image {row}: {error}") from None
+        plan = eval_plan(self._view, np.zeros(1, np.int64), np.array([height]), np.array([width]), np.ones(1, bool))
+        try:
+            return torch_reference.render_batch([readable], self._view, plan)
+        except MemoryError:  # says nothing about the image
+            raise
         except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
             raise _refused(f"image {row}: the file is damaged: {str(error) or type(error).__name__}") from None
 
@@ -162,20 +173,20 @@ def _pixels(row: int, value: Any) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
-def _looked_at(sample: bytes | np.ndarray) -> tuple[bytes | np.ndarray, int, int]:
-    """What to render, its height and width; raises UnsoundError if it is no whole image of an accepted size."""
+def _size(row: int, sample: bytes | np.ndarray) -> tuple[int, int]:
+    """Height and width, in pixels, as they are declared; nothing is decoded."""
     if isinstance(sample, np.ndarray):
-        return sample, sample.shape[0], sample.shape[1]
+        return sample.shape[0], sample.shape[1]
     try:
         header = image_header.read(io.BytesIO(sample))
     except HeaderError as error:
-        raise UnsoundError(str(error)) from None
+        raise _refused(f"image {row}: {error}") from None
     if header.width * header.height > MOST_PIXELS:
-        raise UnsoundError(
-            f"the image declares {header.width} x {header.height} pixels, more than the {MOST_PIXELS:,} that are taken"
-            "; shrink it"
+        raise _refused(
+            f"image {row}: the image declares {header.width} x {header.height} pixels, more than the {MOST_PIXELS:,} "
+            "that are taken; shrink it"
         )
-    return sound(sample, header.height, header.width), header.height, header.width
+    return header.height, header.width
 
 
 def _top(params: dict[str, Any] | None, num_classes: int) -> int:

@@ -55,16 +55,19 @@ def prepare(
     root: Path | str | None = None,
     overrides: Sequence[str] = (),
     tracking_uri: str | None = None,
+    goes_on: bool = False,
 ) -> Transfer:
     """Find the model, and make the job's configuration: `path`, the options on top of it, then the overrides.
 
-    Without a name of its own a run is called JOB-NAME-VERSION, as detect-lorot-imagenet-3.
+    A run that neither the configuration nor an override names is called JOB-NAME-VERSION, as detect-lorot-imagenet-3.
 
     Args:
         job: "detect" or "segment".
         model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a bundle's folder.
         path: configuration; default: that of `CONFIGS`.
         data, root: of the data set.
+        goes_on: with a run that is there. If it has a name, its folder is looked into first: what it began with is
+            taken from there, and neither server nor alias is asked, if that is a version of the model that is given.
 
     Raises:
         ConfigError: the configuration is wrong, or that of another job.
@@ -72,22 +75,29 @@ def prepare(
         TrackingError: the tracking server does not answer.
     """
     path = path if path is not None else config_file.shipped(CONFIGS[job])
-    given = [f"job={job}", f"model.backbone={json.dumps(model)}"]
-    for key, value in (("data.name", data), ("data.root", root), ("tracking.uri", tracking_uri)):
-        given += [f"{key}={json.dumps(str(value))}"] if value is not None else []
+    _refuse_another(job, model, overrides)
+    options = [("data.name", data), ("data.root", root), ("tracking.uri", tracking_uri)]
+    given = [*(f"{key}={json.dumps(str(value))}" for key, value in options if value is not None), *overrides]
+
+    def load(*more: str, backbone: str) -> DetectionConfig:
+        found = config.load_any(path, [*given, f"job={job}", f"model.backbone={json.dumps(backbone)}", *more])
+        assert isinstance(found, DetectionConfig), "`job` is given"
+        return found
+
     # Its own mistakes are told before a server is asked.
-    uri = config.load_any(path, [*given, *overrides]).tracking.uri
-    resolved = resolution.resolve(model, uri)
+    first = load(backbone=model)
+    name = _given_name(path, overrides) or _name_of(job, model)
+    resolved = _kept(RunFolder(first.output / name), model) if goes_on and name else None
+    if resolved is None:
+        resolved = resolution.resolve(model, first.tracking.uri)
     card = bundle.read_card(resolved.folder)
     bundle.read_checked(resolved.folder / bundle.WEIGHTS, card.weights_sha256)
-    given[1] = f"model.backbone={json.dumps(resolved.uri)}"
-    if not any(override.startswith("name=") for override in overrides):
+    if not name:
         about = f"{resolved.name}-{resolved.version}" if resolved.name else resolved.run_id or resolved.folder.name
-        given.append(f"name={json.dumps(_name(f'{job}-{about}'))}")
-    everything = (*given, *overrides)
-    found = config.load_any(path, everything)
-    assert isinstance(found, DetectionConfig), "`job` is given"
-    return Transfer(path, everything, found, card, resolved)
+        name = _name(f"{job}-{about}")
+    everything = [*given, f"job={job}", f"model.backbone={json.dumps(resolved.uri)}", f"name={json.dumps(name)}"]
+    found = load(f"name={json.dumps(name)}", backbone=resolved.uri)
+    return Transfer(path, tuple(everything), found, card, resolved)
 
 
 def earlier(transfer: Transfer) -> Earlier | None:
@@ -165,6 +175,49 @@ def show(transfer: Transfer, result: Mapping[str, Any], console: Console) -> Non
     console.print(table, markup=False, highlight=False)
     place = store.shown(transfer.job.tracking.uri or store.default_uri())
     console.print(f"run {result['record_id']} in {place}; the files are in {transfer.job.folder}", markup=False)
+
+
+def _refuse_another(job: str, model: str, overrides: Sequence[str]) -> None:
+    """Raises ConfigError if overrides make it another job, or let it begin with another model than `model`."""
+    said: dict[str, Any] = {}
+    for override in overrides:
+        config_file.assign(said, override)
+    if (other := said.get("job", job)) != job:
+        advice = (
+            f"`lorot {other}` is that job's command" if str(other) in CONFIGS else "`lorot train` takes a configuration"
+        )
+        raise ConfigError(f"override job={other}: this is `lorot {job}`; {advice}")
+    own = said.get("model")
+    if isinstance(own, dict) and own.get("backbone", model) != model:
+        raise ConfigError(
+            f"override model.backbone={own['backbone']}: the job would begin with that, and be recorded at {model}; "
+            f"say it with --model {own['backbone']}"
+        )
+
+
+def _given_name(path: Path, overrides: Sequence[str]) -> str | None:
+    """The run's name as the configuration or an override has it."""
+    values = config_file.read(path)
+    for override in overrides:
+        config_file.assign(values, override)
+    name = values.get("name")
+    return None if name is None else str(name)
+
+
+def _name_of(job: str, model: str) -> str | None:
+    """The name of a run on a version that is given as such, which nobody need be asked for."""
+    version = re.fullmatch(r"models:/+([^/:@]+)/([0-9]{1,18})", model)
+    return _name(f"{job}-{version[1]}-{int(version[2])}") if version else None
+
+
+def _kept(folder: RunFolder, model: str) -> Resolved | None:
+    """The copy of the model that the run began with; None without one, or if `model` says that it is another's."""
+    kept = lineage.kept_backbone(folder)
+    if kept is None:
+        return None
+    alias = re.fullmatch(r"models:/+([^/:@]+)@[^/:@]+", model)
+    # An alias may have moved on since; which version of that model it is, the run knows.
+    return kept if model == kept.uri or (alias is not None and alias[1] == kept.name) else None
 
 
 def _name(text: str) -> str:

@@ -1,7 +1,8 @@
 """The graph for images with objects in them, of stock operators and written once with a `device`.
 
-Images and masks go through it together: each is brought to its planned size and mirrored, so that what a GPU trains on
-is made there. The boxes are a few numbers, which the plan has worked out already; they pass by.
+Images are brought to their planned size and mirrored, and masks mirrored with them. Masks come in at that size: they
+are decoded on the host anyway, one after the other, as all of a large image at its own size would take gigabytes. The
+boxes are a few numbers, which the plan has worked out already; they pass by.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,6 @@ from pipelines.instance_plan import InstancePlan, InstanceView, moved_boxes
 from pipelines.rendered import Rendered
 
 ASIDE: tuple[str, ...] = ("boxes", "counts")
-# How far to the right of and below a pixel's centre masks are read, in source pixels times the output's side. Where a
-# centre falls just between two source pixels, 32-bit arithmetic would choose by chance; all other centres are at least
-# 1/2 away from a border in this measure, so that a quarter decides the one and changes nothing of the others.
-_NUDGE = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,6 @@ def outline(graph: InstanceGraph, device: str) -> tuple[Any, ...]:
         return (images,)
     masks = fn.external_source(name="masks", dtype=types.UINT8, ndim=3, layout="CHW")
     masks = masks.gpu() if device == "gpu" else masks
-    begin = fn.external_source(name="begin", dtype=types.FLOAT, ndim=1)
-    end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-    masks = fn.resize(masks, size=size, interp_type=types.INTERP_NN, roi_start=begin, roi_end=end)
     if flips is not None:
         masks = fn.flip(masks, horizontal=flips)
     return images, masks
@@ -93,11 +87,9 @@ def prepare(graph: InstanceGraph, plan: InstancePlan, samples: list[np.ndarray])
     if graph.masks:
         inputs["masks"] = [
             # DALI takes no batch with nothing in it: an image without objects gets a mask that is not handed out.
-            run_lengths.decode(own.segmentations, *size) if len(own) else np.zeros((1, *size), np.uint8)
-            for own, size in zip(plan.objects, plan.source_sizes.tolist(), strict=True)
+            run_lengths.sampled(own.segmentations, old, new) if len(own) else np.zeros((1, *new), np.uint8)
+            for own, old, new in zip(plan.objects, plan.source_sizes.tolist(), plan.sizes.tolist(), strict=True)
         ]
-        inputs["begin"] = (_NUDGE / plan.sizes).astype(np.float32)
-        inputs["end"] = (plan.source_sizes + _NUDGE / plan.sizes).astype(np.float32)
     return inputs
 
 

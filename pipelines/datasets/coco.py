@@ -4,12 +4,14 @@
     ROOT/annotations/instances_train2017.json       boxes, classes, crowds; segmentations as polygons or run lengths
 
 COCO comes from https://cocodataset.org (its terms of use; images under their Flickr licences). For another layout say
-where things are: `annotations=labels/train.json images=pictures`.
+where things are: `annotations=labels/{split}.json images=pictures/{split}`, where `{split}` becomes the split's name.
 
 Classes are counted in the order of their category ids, which may have gaps; `class_ids` keeps the ids. Boxes are
-clipped to the image, those that nothing is left of are left out, and the manifest's `heading.remarks` says how many.
+clipped to the image. Those that nothing is left of stay, empty: training leaves them out, but they are objects that
+nobody finds, as COCO's own tools count them. The manifest's `heading.remarks` says how many there are of both.
 Images that training can learn something from come first (`heading.num_trainable`), the others after them: as in
-torchvision's references, these are the images with at least one object whose box has sides longer than a pixel.
+torchvision's references, these are the images with at least one object whose box has sides longer than a pixel (and,
+here, is not wholly outside of the image).
 An image's own label is the class of its largest object, and 0 without any; nothing here uses it.
 """
 
@@ -27,8 +29,9 @@ from pipelines.listing import File
 from pipelines.manifest import Heading, Manifest, Rows
 
 # Goes up when the same files give other rows, so that manifests made before are made anew.
-_READING = 1
+_READING = 2
 _YEARS = ("2017", "2014", "")
+_SPLIT = "{split}"
 _log = logging.getLogger(__name__)
 
 
@@ -47,12 +50,14 @@ def load(root: Path, split: str, *, annotations: str | None = None, images: str 
     Args:
         root: folder that holds images and annotations.
         split: "train", "val", ..., as in `annotations/instances_SPLIT2017.json` and `SPLIT2017`.
-        annotations: instances file, relative to `root`, in place of that one; `split` is then only a name.
-        images: folder that its file names are relative to, relative to `root`, in place of that one.
+        annotations: instances file, relative to `root`, in place of that one; `{split}` in it becomes `split`, without
+            it all splits are the same objects.
+        images: folder that its file names are relative to, relative to `root`, in place of that one; `{split}` as well.
 
     Raises:
         DataError: no such files, a damaged annotation (it says which), or an image that is not of the annotated size.
     """
+    annotations, images = _named("annotations", annotations, split), _named("images", images, split)
     found = _find(root, split, annotations, images)
     files = [found.annotations, *found.images.values()]
     fingerprint = listing.fingerprint(files, _READING, found.folder)
@@ -63,9 +68,23 @@ def load(root: Path, split: str, *, annotations: str | None = None, images: str 
     return manifest.cached(root, "coco", split, f"{annotations} {images}", fingerprint, build)
 
 
+def _named(option: str, given: object, split: str) -> str | None:
+    """A path as it was given, with the split's name in it; raises DataError if it is none."""
+    if given is not None and not isinstance(given, str):
+        # As YAML reads {split} at the start of a value.
+        raise DataError(
+            f"data set 'coco', option {option}: {given!r} is no text; write a path below the root, in quotes if it "
+            "begins with {: " + f"'data.options.{option}=\"{{split}}\"'"
+        )
+    return None if given is None else given.replace(_SPLIT, split)
+
+
 def _find(root: Path, split: str, annotations: str | None, images: str | None) -> _Found:
     wanted = (
-        f"wanted: {root}/annotations/instances_{split}2017.json and {root}/{split}2017, or annotations= and images="
+        f"wanted: {root}/annotations/instances_{split}2017.json and {root}/{split}2017, or say where they are below "
+        f"{root}: "
+        "data.options.annotations=labels/{split}.json data.options.images=pictures/{split}, where {split} becomes "
+        f"{split!r}"
     )
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; {wanted}")
@@ -94,7 +113,7 @@ def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Hea
     _check_sizes(root, paths, noted, headers)
     trainable = np.zeros(count, bool)
     # As torchvision's references tell whether an image has anything but empty boxes.
-    trainable[noted.rows[(noted.bboxes[:, 2:] > 1).all(axis=1)]] = True
+    trainable[noted.rows[noted.visible & (noted.bboxes[:, 2:] > 1).all(axis=1)]] = True
     # Both keep the order of the ids among their own.
     order = np.argsort(~trainable, kind="stable")
     places = np.empty(count, np.int64)
@@ -137,7 +156,7 @@ def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Hea
     )
     for remark, number in noted.remarks.items():
         _log.warning("%s: %d %s", root / found.annotations.path, number, remark)
-    labels = _largest(instances, rows[objects], count)
+    labels = _largest(instances, rows[objects], noted.visible[objects], count)
     return heading, Rows(labels, heights, widths, paths, counts, corners, instances=instances)
 
 
@@ -162,10 +181,11 @@ def _check_sizes(root: Path, paths: list[str], noted: coco_file.Annotations, hea
 
 
 def _clipped(noted: coco_file.Annotations) -> np.ndarray:
-    """(K, 4) float32 boxes (x_min, y_min, x_max, y_max) inside their images."""
+    """(K, 4) float32 boxes (x_min, y_min, x_max, y_max) inside their images; empty where nothing is visible."""
     sides = np.stack([noted.widths[noted.rows], noted.heights[noted.rows]], axis=1)
     low = np.clip(noted.bboxes[:, :2], 0, sides)
     high = np.clip(noted.bboxes[:, :2] + noted.bboxes[:, 2:], 0, sides)
+    high = np.where(noted.visible[:, None], high, low)
     return np.concatenate([low, high], axis=1).astype(np.float32)
 
 
@@ -176,10 +196,11 @@ def _classes(categories: dict[int, str]) -> tuple[tuple[str, ...], tuple[str, ..
     return tuple(readable), tuple(map(str, categories))
 
 
-def _largest(instances: InstanceRows, rows: np.ndarray, count: int) -> np.ndarray:
-    """(N,) int64 class of the largest object in each image; 0 without any."""
+def _largest(instances: InstanceRows, rows: np.ndarray, visible: np.ndarray, count: int) -> np.ndarray:
+    """(N,) int64 class of the largest visible object in each image; 0 without any."""
     labels = np.zeros(count, np.int64)
     by_area = np.argsort(instances.areas, kind="stable")
+    by_area = by_area[visible[by_area]]
     # Of several values for one place the last is kept.
     labels[rows[by_area]] = instances.labels[by_area]
     return labels

@@ -8,15 +8,17 @@
 ImageNet comes from https://image-net.org (free for research, after registration): ILSVRC2012's classification
 archives, or the Object Localization Challenge's one archive, which is the last layout as it is.
 Boxes are read from `Annotations/CLS-LOC/SPLIT/[CLASS/]STEM.xml` beside `Data` or in ROOT, or else from the challenge's
-table `LOC_SPLIT_solution.csv` in ROOT or beside `Data`, if there; an image may have several. Readable class names come
-from `LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), if there; a folder's name is the class id.
+table `LOC_SPLIT_solution.csv` in ROOT or beside `Data`, if there; an image may have several. A file in a class folder
+is about the image of that name in the same class folder; one beside such folders, and a row of the table, is about the
+one image of the split with this stem, or says which as CLASS/STEM. Readable class names come from
+`LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), if there; a folder's name is the class id.
 
 A file's name only says whether it is one of the images; its format is told by its content. Sizes and boxes are those
 of the image as it is shown, EXIF orientation applied.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,8 +31,9 @@ from pipelines.listing import File
 from pipelines.manifest import Heading, Manifest, Rows
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-# Goes up when the same files give other rows, so that manifests made before are made anew. 2: EXIF is applied.
-_READING = 2
+# Goes up when the same files give other rows, so that manifests made before are made anew. 2: EXIF is applied. 3: no
+# image has the boxes of another one of its name.
+_READING = 3
 # Annotations that a thread reads in one go: handing over single files would cost more than reading them.
 _CHUNK = 256
 _BASES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
@@ -40,13 +43,17 @@ _TABLE = ".csv"
 
 @dataclass(frozen=True)
 class _Found:
-    """What is on disk for one split: its folder, all classes, files by class (or flat), annotation and name files."""
+    """What is on disk for one split: its folder, all classes, files by class (or flat), annotation and name files.
+
+    `annotated` is the folder that the annotations are in, or the table.
+    """
 
     folder: str
     classes: tuple[str, ...]
     images: tuple[tuple[str, list[File]], ...]
     flat: list[File]
     annotations: list[File]
+    annotated: str
     names: File | None
 
 
@@ -60,7 +67,8 @@ def load(root: Path, split: str, *, annotations: str | None = None) -> Manifest:
             found by itself where ImageNet has it.
 
     Raises:
-        DataError: no such split, an empty class folder, a class that `train` does not have, a bad annotation.
+        DataError: no such split, an empty class folder, a class that `train` does not have, a bad annotation, one that
+            may be about several images, or annotations of which none is about an image of the split.
     """
     found = _find(root, split, annotations)
     every = [*found.flat, *(file for _, files in found.images for file in files), *found.annotations]
@@ -76,7 +84,10 @@ def load(root: Path, split: str, *, annotations: str | None = None) -> Manifest:
 def _find(root: Path, split: str, annotations: str | None) -> _Found:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data set 'folder' wants {root}/{split}/CLASS/*.jpg")
-    base = next((base for base in _BASES if (root / base / split).is_dir()), None)
+    # An empty name would be the root itself, and its splits the classes.
+    parts = PurePosixPath(split).parts
+    named = bool(parts) and not {"..", "/"} & set(parts)
+    base = next((base for base in _BASES if named and (root / base / split).is_dir()), None)
     if base is None:
         there = sorted({name for base in _BASES for name in listing.folders(root, base)} - {"Data", "ILSVRC"})
         raise DataError(
@@ -101,39 +112,43 @@ def _find(root: Path, split: str, annotations: str | None) -> _Found:
     strange = sorted(set(own) - set(classes))
     if strange:
         raise DataError(f"{root / folder / strange[0]}: no such class in {root / base / 'train'}; rename or remove it")
+    annotated, notes = _find_annotations(root, base, split, annotations)
     mappings = (_MAPPING, f"{base}/{_MAPPING}", f"ILSVRC/{_MAPPING}")
     return _Found(
         folder=folder,
         classes=tuple(classes),
         images=tuple(zip(own, per_class, strict=True)),
         flat=flat,
-        annotations=_find_annotations(root, base, split, annotations),
+        annotations=notes,
+        annotated=annotated,
         names=next((file for path in mappings if (file := listing.file(root, path))), None),
     )
 
 
-def _find_annotations(root: Path, base: str, split: str, given: str | None) -> list[File]:
-    """The XML files, or the one table that stands for them."""
+def _find_annotations(root: Path, base: str, split: str, given: str | None) -> tuple[str, list[File]]:
+    """Where the XML files are and which, or the one table that stands for them; an empty folder hides no table."""
     beside = base.removesuffix("Data/CLS-LOC")
     usual = [f"{beside}Annotations/CLS-LOC/{split}", f"Annotations/CLS-LOC/{split}"]
     tables = [f"LOC_{split}_solution.csv", f"{beside}LOC_{split}_solution.csv"]
     if given is not None:
+        given = str(PurePosixPath(given))
         usual, tables = [given], [given] if given.endswith(_TABLE) else []
-    folder = next((place for place in usual if (root / place).is_dir()), None)
-    if folder is not None:
-        return listing.files(root, folder, (".xml",))
+    for place in usual:
+        if (root / place).is_dir() and (files := listing.files(root, place, (".xml",))):
+            return place, files
     table = next((file for path in tables if (file := listing.file(root, path))), None)
     if table is None and given is not None:
-        raise DataError(
-            f"{root / given}: no such folder of annotations, and no table of them; leave the option out without any"
+        problem = (
+            "holds no XML file" if (root / given).is_dir() else "no such folder of annotations, and no table of them"
         )
-    return [table] if table is not None else []
+        raise DataError(f"{root / given}: {problem}; leave the option out without any")
+    return (table.path, [table]) if table is not None else ("", [])
 
 
 def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Heading, Rows]:
     images = found.flat or [file for _, files in found.images for file in files]
     paths = [file.path for file in images]
-    read = _read_annotations(root, found.annotations, paths)
+    read = _read_annotations(root, found, paths)
     class_ids = found.classes
     if found.flat:
         synsets = [_synset(root / path, note) for path, note in zip(paths, read, strict=True)]
@@ -168,15 +183,21 @@ def _build(root: Path, split: str, found: _Found, fingerprint: str) -> tuple[Hea
     return heading, Rows(labels, headers.heights, headers.widths, paths, box_counts=counts, boxes=boxes)
 
 
-def _read_annotations(root: Path, files: list[File], paths: list[str]) -> list[cls_loc.Annotation | None]:
+def _read_annotations(root: Path, found: _Found, paths: list[str]) -> list[cls_loc.Annotation | None]:
     """The annotation of each image, or None where there is none."""
-    if not files:
+    if not found.annotations:
         return [None] * len(paths)
-    if files[0].path.endswith(_TABLE):
-        table = cls_loc.read_solution(root / files[0].path)
-        return [table.get(_names(path)[1]) for path in paths]
-    by_name = {name: file.path for file in files for name in reversed(_names(file.path))}
-    notes = [next((by_name[name] for name in _names(path) if name in by_name), None) for path in paths]
+    where = root / found.annotated
+    if found.annotated.endswith(_TABLE) and found.annotations[0].path == found.annotated:
+        table = cls_loc.read_solution(where)
+        return [table[name] if name else None for name in _join(where, {name: name for name in table}, found, paths)]
+    by_name: dict[str, str] = {}
+    classes = set() if found.flat else set(found.classes)
+    for file in found.annotations:
+        name = _annotated_name(file.path[len(found.annotated) + 1 :], classes)
+        if by_name.setdefault(name, file.path) != file.path:
+            raise DataError(f"{root / file.path}: {root / by_name[name]} is about the same image; keep one of them")
+    notes = _join(where, by_name, found, paths)
 
     def read(start: int) -> list[cls_loc.Annotation | None]:
         return [cls_loc.read(root / note) if note else None for note in notes[start : start + _CHUNK]]
@@ -185,11 +206,45 @@ def _read_annotations(root: Path, files: list[File], paths: list[str]) -> list[c
         return list(itertools.chain.from_iterable(pool.map(read, range(0, len(notes), _CHUNK))))
 
 
-def _names(path: str) -> tuple[str, str]:
-    """What joins an image and its annotation: class folder and stem, or the stem alone (ImageNet's validation set)."""
-    folder, _, name = path.rpartition("/")
-    stem = name.rpartition(".")[0] or name
-    return f"{folder.rpartition('/')[2]}/{stem}", stem
+def _annotated_name(inside: str, classes: set[str]) -> str:
+    """Which image an XML file is about: CLASS/STEM if it is in a folder, as images of `classes` are; else the stem."""
+    *folders, name = inside.split("/")
+    if not classes:
+        return _stem(name)
+    first = next((place for place, one in enumerate(folders) if one in classes), 0)
+    return "/".join([*folders[first:], _stem(name)])
+
+
+def _join(where: Path, by_name: Mapping[str, str], found: _Found, paths: list[str]) -> list[str | None]:
+    """For each image what `by_name` has under its CLASS/STEM, or under its stem.
+
+    Raises:
+        DataError: a name is that of several images, or none is an image's.
+    """
+    joined: list[str | None] = []
+    about: dict[str, str] = {}
+    for path in paths:
+        inside = _stem(path[len(found.folder) + 1 :])
+        names = [name for name in (inside, inside.rpartition("/")[2]) if name in by_name]
+        for name in names:
+            if about.setdefault(name, path) != path:
+                raise DataError(
+                    f"{where}: {name!r} may be about {about[name]} or {path}; name the image in a table as CLASS/STEM, "
+                    "sort XML files into class folders as the images are, or give images names of their own"
+                )
+        joined.append(by_name[names[0]] if names else None)
+    if not about:
+        raise DataError(
+            f"{where}: is about none of the {len(paths)} images in {found.folder}, as {paths[0]}; remove it, or say "
+            "where the annotations of these are with annotations=FOLDER or annotations=TABLE.csv"
+        )
+    return joined
+
+
+def _stem(path: str) -> str:
+    """A path without the ending of its file."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.rpartition('.')[0] or name}"
 
 
 def _synset(image: Path, annotation: cls_loc.Annotation | None) -> str:

@@ -112,7 +112,13 @@ def _run(
     from service import transfer
 
     prepared = transfer.prepare(
-        job, model, path=config, data=data, root=root, overrides=overrides or (), tracking_uri=tracking_uri
+        *(job, model),
+        path=config,
+        data=data,
+        root=root,
+        overrides=overrides or (),
+        tracking_uri=tracking_uri,
+        goes_on=resume or eval_only,
     )
     result = transfer.run(prepared, resume=resume, restart=restart, eval_only=eval_only, launch=launch, say=typer.echo)
     transfer.show(prepared, result, Console())

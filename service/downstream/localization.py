@@ -17,7 +17,7 @@ import torch
 from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.plan import View, eval_plan
-from service.downstream import boxes, cam
+from service.downstream import cam
 from service.downstream.protocol import PAPER, Protocol
 from service.downstream.scores import CAM_THRESHOLDS, CENTRE_SHARES, Scores, Tally
 from service.downstream.subject import check_classes
@@ -153,7 +153,7 @@ def _count(tally: Tally, seen: _Seen, manifest: Manifest, view: View, protocol: 
         top5=right.any(axis=1),
         located=np.array([len(truth) > 0 for truth in truths], bool),
         cam_iou=protocol.overlap(found, truths, windows, view.size),
-        centre_iou=boxes.best_iou(boxes.centre_boxes(heights, widths, CENTRE_SHARES), truths),
+        centre_iou=protocol.centre_overlap(CENTRE_SHARES, heights, widths, truths, windows, view.size),
     )
     return time.perf_counter() - start
 

@@ -58,12 +58,38 @@ class Protocol:
         """
         if not self.clipped:
             return boxes.best_iou(boxes.to_source(found, windows, size), truths)
-        counts = [len(truth) for truth in truths]
-        # Of all images at once: one by one it would take longer than finding the boxes.
-        whole = np.concatenate(truths).reshape(-1, 1, 4)
-        inside = np.floor(np.clip(boxes.to_view(whole, np.repeat(windows, counts, axis=0), size)[:, 0], 0, size))
-        seen = np.split(inside, np.cumsum(counts)[:-1])
-        return boxes.best_iou(found, seen)
+        return boxes.best_iou(found, _seen(truths, windows, size))
+
+    def centre_overlap(
+        self,
+        shares: np.ndarray,
+        heights: np.ndarray,
+        widths: np.ndarray,
+        truths: list[np.ndarray],
+        windows: np.ndarray,
+        size: int,
+    ) -> np.ndarray:
+        """(N, K) IoU of boxes in the middle, `shares` (K,) of both sides, with the true ones (M_n, 4) of the source.
+
+        They are scored as found boxes are: in the middle of the source, or of what the network saw if true boxes are
+        cut to that.
+
+        Args:
+            heights, widths: (N,) of the source. windows, size: as for `overlap`.
+        """
+        if not self.clipped:
+            return boxes.best_iou(boxes.centre_boxes(heights, widths, shares), truths)
+        sides = np.full(len(truths), size)
+        return boxes.best_iou(boxes.centre_boxes(sides, sides, shares), _seen(truths, windows, size))
+
+
+def _seen(truths: list[np.ndarray], windows: np.ndarray, size: int) -> list[np.ndarray]:
+    """True boxes of the source cut to its window (N, 4), in whole pixels of an input of `size`."""
+    counts = [len(truth) for truth in truths]
+    # Of all images at once: one by one it would take longer than finding the boxes.
+    whole = np.concatenate(truths).reshape(-1, 1, 4)
+    inside = np.floor(np.clip(boxes.to_view(whole, np.repeat(windows, counts, axis=0), size)[:, 0], 0, size))
+    return np.split(inside, np.cumsum(counts)[:-1])
 
 
 PAPER = Protocol("paper", "pixels", smoothed=False, enlargement="bilinear", eight_bits=False, clipped=False)

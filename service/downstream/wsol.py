@@ -22,7 +22,7 @@ from pipelines.manifest import Manifest
 from pipelines.plan import View
 from pipelines.progress import bar
 from pipelines.reading import Source
-from service import registry
+from service import bundle, provenance, registry
 from service.config import TrackingConfig
 from service.downstream import boxes, overlays
 from service.downstream.localization import Measured, check, measure
@@ -36,7 +36,7 @@ from service.downstream.scores import (
     Axis,
     Scores,
 )
-from service.downstream.subject import load, open_data
+from service.downstream.subject import Subject, load, open_data
 from service.downstream.wsol_table import render, show
 from service.errors import ConfigError, StorageError
 from service.pictures import denormalise
@@ -219,7 +219,8 @@ def run(
         component: "pixels" or "contours", what the largest component has most of; default: the protocol's.
         batch_size: images per forward pass; the numbers do not depend on it.
         loader: "dali", or "torch" for the plain reference.
-        output: folder of the results; default runs/wsol-NAME-VERSION.
+        output: folder of the results; default runs/wsol-NAME-VERSION-DIGEST, of the weights, the data and all settings:
+            one that differs in any of them is beside it, since what waits for the server is read when it is sent.
         limit: only so many images, drawn by a fixed seed.
         experiment: of MLflow; a run shows below its model's own if both are in the same.
         progress: show a bar if stderr is a terminal.
@@ -227,7 +228,7 @@ def run(
     Raises:
         DataError: the data has no boxes, or other classes than the model.
         CheckpointError: no such model.
-        ConfigError: an unknown axis, protocol or component.
+        ConfigError: an unknown axis, protocol, component or device, or no word of which images.
         TrackingError: the tracking server does not answer.
     """
     began = time.perf_counter()
@@ -238,7 +239,8 @@ def run(
     resolved, view = subject.resolved, subject.view
     manifest = open_data(subject, data, root, split, data_options)
     check(manifest, subject.card.classes, resolved.uri)
-    folder = Path(output) if output is not None else Path("runs") / f"wsol-{subject.slug}"
+    about = settings(manifest, view, chosen, limit)
+    folder = Path(output) if output is not None else default_folder(subject, manifest, about)
 
     source = Source(manifest, view, pretext.load("none"), seed=0, limit=limit)
     total = len(source.sequence)
@@ -270,7 +272,7 @@ def run(
         inference_s=measured.inference_s,
         boxes_s=measured.boxes_s,
         waited_s=measured.waited_s,
-        settings=settings(manifest, view, chosen, limit),
+        settings=about,
         examples=examples,
         folder=folder,
     )
@@ -286,11 +288,15 @@ def settings(manifest: Manifest, view: View, protocol: Protocol = PAPER, limit: 
         "component": protocol.component,
         "data": manifest.name,
         "split": manifest.split,
-        "view_size": view.size,
-        "crop": view.crop,
-        "eval_crop": view.eval_crop,
+        "view": bundle.evaluation_view(view),
         "limit": limit,
     }
+
+
+def default_folder(subject: Subject, manifest: Manifest, about: Mapping[str, Any]) -> Path:
+    """runs/wsol-NAME-VERSION-DIGEST: the same for the same weights, data and `settings`, and for nothing else."""
+    parts = {"settings": dict(about), "data": manifest.digest, "weights": subject.card.weights_sha256}
+    return Path("runs") / f"wsol-{subject.slug}-{provenance.digest(parts)[:8]}"
 
 
 def record(result: Result, resolved: registry.Resolved, tracking_config: TrackingConfig) -> Result:
@@ -352,4 +358,16 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-__all__ = ["HEADLINE", "Example", "Result", "record", "render", "run", "settings", "show", "write", "write_pictures"]
+__all__ = [
+    "HEADLINE",
+    "Example",
+    "Result",
+    "default_folder",
+    "record",
+    "render",
+    "run",
+    "settings",
+    "show",
+    "write",
+    "write_pictures",
+]

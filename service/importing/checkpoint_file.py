@@ -1,7 +1,8 @@
 """Reading a file of weights that somebody else has written: tensors only, and not more of them than the file can hold.
 
-PyTorch's files are pickles. They are read with `weights_only`, by which an unpickler that knows tensors, containers and
-numbers refuses everything else (https://docs.pytorch.org/docs/stable/notes/serialization.html#weights-only).
+PyTorch's files are pickles. What they would do is looked at first (`service.importing.pickles`). Then they are read
+with `weights_only`, by which an unpickler that knows tensors, containers and numbers refuses everything else
+(https://docs.pytorch.org/docs/stable/notes/serialization.html#weights-only).
 """
 
 import hashlib
@@ -18,13 +19,20 @@ import torch
 from torch import Tensor
 
 from service.errors import CheckpointError
+from service.importing import pickles
 
 # ResNet-101 with its optimizer's state has 0.36 GB.
 LARGEST_BYTES = 4 << 30
 _LARGEST_ENTRIES = 100_000
+# Of a file older than PyTorch 1.6: a magic number, the protocol, the machine, the content, and the storages' keys.
+_OLD_PICKLES = 5
 # Where training programs keep the weights among other things. An average has to be asked for.
 ENTRIES = ("state_dict", "model", "model_state_dict", "net", "weights")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema")
+_ADVICE = (
+    "in an environment where you trust it, load it and write torch.save(checkpoint['state_dict'], FILE), or "
+    "safetensors.torch.save_file"
+)
 _KINDS = "a .pth, .pt or .pth.tar file that torch.save wrote, or a .safetensors file"
 
 
@@ -92,6 +100,14 @@ def _unpickled(content: bytes, path: Path) -> Any:
     if content.startswith(b"PK"):
         _check_archive(content, path)
     try:
+        _check_pickles(content)
+    except pickles.RefusedError as error:
+        raise CheckpointError(
+            f"{path}: wants more than tensors: unpickling it would {error}, which is not done here; {_ADVICE}"
+        ) from None
+    except Exception as error:  # PyTorch's reader of archives, and what pickletools raises on damaged files
+        raise CheckpointError(f"{path}: {_reason(' '.join(str(error).split()))}") from None
+    try:
         with warnings.catch_warnings():
             # PyTorch's advice about old files is not for this command's user.
             warnings.simplefilter("ignore")
@@ -100,20 +116,28 @@ def _unpickled(content: bytes, path: Path) -> Any:
         raise CheckpointError(f"{path}: {_reason(' '.join(str(error).split()))}") from None
 
 
+def _check_pickles(content: bytes) -> None:
+    """Raise what `pickles.check` does, or RuntimeError for an archive that PyTorch cannot read."""
+    if not content.startswith(b"PK"):
+        pickles.check(io.BytesIO(content), _OLD_PICKLES, len(content))
+        return
+    # The reader that torch.load has: another one might find another entry by the same name.
+    archive = torch._C.PyTorchFileReader(io.BytesIO(content))
+    if "constants.pkl" in archive.get_all_records():
+        raise RuntimeError("TorchScript")
+    pickles.check(io.BytesIO(archive.get_record("data.pkl")), 1, len(content))
+
+
 def _reason(text: str) -> str:
     """What went wrong in torch.load, in a sentence with what would work."""
-    advice = (
-        "in an environment where you trust it, load it and write torch.save(checkpoint['state_dict'], FILE), or "
-        "safetensors.torch.save_file"
-    )
     if "TorchScript" in text:
-        return f"is a TorchScript program, not weights; {advice} of its state_dict()"
+        return f"is a TorchScript program, not weights; {_ADVICE} of its state_dict()"
     if wanted := re.search(r"unsupported (?:global: )?GLOBAL (\S+)", text, re.IGNORECASE):
-        return f"wants more than tensors: unpickling it would run {wanted[1]}, which is not done here; {advice}"
+        return f"wants more than tensors: unpickling it would run {wanted[1]}, which is not done here; {_ADVICE}"
     if "Weights only load failed" in text:
         # What PyTorch says besides is how to load the file all the same.
         detail = re.split(r"WeightsUnpickler error:|\(1\) ", text)[-1].strip()
-        return f"wants more than tensors, which is not done here ({detail[:200]}); {advice}"
+        return f"wants more than tensors, which is not done here ({detail[:200]}); {_ADVICE}"
     return f"damaged, or not written by torch.save ({text[:200] or 'it ends too early'}); fetch it again"
 
 
@@ -163,6 +187,11 @@ def _entry(found: Any, entry: str | None, path: Path) -> tuple[str, dict[str, Te
             f"{path}: {chosen or 'the file'} holds {'no tensors' if not tensors else 'more than tensors'}: "
             f"{_listed(strange) or 'nothing'}{hint}"
         )
+    for name, value in tensors.items():
+        # Neither has elements in the file that could be compared or copied.
+        if value.is_meta or value.layout != torch.strided:
+            kind = "no values (it is on the meta device)" if value.is_meta else f"a {value.layout} layout"
+            raise CheckpointError(f"{path}: {name} has {kind}; save a state_dict() of dense tensors with their values")
     return chosen, tensors, tuple(key for key in keys if key != chosen) if chosen else ()
 
 

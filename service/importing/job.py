@@ -1,6 +1,8 @@
 """`lorot import`: published weights become a registered model, which every downstream job takes like one of ours."""
 
+import contextlib
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,12 +15,13 @@ from rich.console import Console
 
 from pipelines import datasets
 from pipelines.plan import View
-from service import bundle, provenance, registration, registry, tracking
+from service import bundle, provenance, recovery, registration, registry, tracking
 from service.bundle import Card
 from service.config import TrackingConfig
-from service.errors import CheckpointError, ConfigError, TrackingError
+from service.errors import CheckpointError, ConfigError, LorotError, StorageError, TrackingError
 from service.importing import checkpoint_file, imagenet, recognition
 from service.importing.checkpoint_file import Foreign
+from service.spool import Spool
 
 _CLASSES_BYTES = 16 << 20
 # Short side 256, centre 224: how the papers evaluate.
@@ -72,33 +75,74 @@ def run(path: Path, name: str, wish: Wish, *, tracking_uri: str | None = None, e
         CheckpointError: the file is no weights, wants more than tensors, or fits no network (which layers).
         ConfigError: a name MLflow does not take; classes, pretext task or network that do not go with the file.
         DataError: the data set cannot be read.
-        TrackingError: the tracking server does not answer.
+        TrackingError: the tracking server does not answer. If it went away in the middle, the record of the import
+            waits in runs/import-NAME-..., for `lorot sync`.
+        StorageError: there is no room.
     """
     registration.check_name(name)
     foreign = checkpoint_file.read(path, wish.entry)
     card, weights, notes = prepare(foreign, path, wish)
-    config = TrackingConfig(uri=tracking_uri, experiment=experiment, system_metrics=False)
-    with tempfile.TemporaryDirectory(prefix="lorot-import-") as scratch:
-        folder = Path(scratch)
-        record = tracking.open_run(
-            config,
-            name=f"import-{name}",
-            folder=folder / "record",
-            tags={"job": "import"} | {f"origin.{key}": value for key, value in card.origin.items()},
-        )
-        status = "FAILED"
-        try:
-            record.log_params({"model": card.model, "view": card.view, "classes": card.num_classes})
-            card = bundle.write_bundle(folder / "model", weights, replace(card, run_id=record.run_id))
-            status = "FINISHED"
-        finally:
-            notice = record.finish(status)
-        if notice:
-            raise TrackingError(f"the import was not recorded, and nothing registered: {notice.partition(';')[0]}")
+    folder = _folder(name)
+    try:
+        version, card, run_id, notice = _registered(folder, name, weights, card, tracking_uri, experiment)
+    finally:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        # What the server has not got is kept, for `lorot sync`.
+        if not _waits(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
+    return Imported(name, version, run_id, card, (*notes, notice) if notice else notes)
+
+
+def _folder(name: str) -> Path:
+    """A new folder among those of the runs; raises StorageError."""
+    runs = Path("runs")
+    try:
+        runs.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"import-{name}-", dir=runs))
+    except OSError as error:
+        raise StorageError(
+            f"{runs}: no folder can be made there ({error.strerror}); import from a folder that can be written"
+        ) from None
+
+
+def _waits(folder: Path) -> bool:
+    """Whether records lie in `folder` that were not sent."""
+    if not (folder / recovery.SPOOL).exists():
+        return False
+    try:
+        spool = Spool(folder / recovery.SPOOL)
+    except LorotError:  # still being sent
+        return True
+    try:
+        return not spool.empty()
+    finally:
+        spool.close()
+
+
+def _registered(
+    folder: Path, name: str, weights: Mapping[str, torch.Tensor], card: Card, uri: str | None, experiment: str
+) -> tuple[int, Card, str, str]:
+    """The version, its card, the run's id, and what the server has not got of the run's record, as a sentence."""
+    config = TrackingConfig(uri=uri, experiment=experiment, system_metrics=False)
+    tags = {"job": "import"} | {f"origin.{key}": value for key, value in card.origin.items()}
+    record = tracking.open_run(config, name=f"import-{name}", folder=folder, tags=tags)
+    status, notice = "FAILED", ""
+    try:
+        record.log_params({"model": card.model, "view": card.view, "classes": card.num_classes})
+        card = bundle.write_bundle(folder / "model", weights, replace(card, run_id=record.run_id))
         version = registry.register(
-            folder / "model", name=name, run_id=record.run_id, metric="val/top1", tracking_uri=tracking_uri
+            folder / "model", name=name, run_id=record.run_id, metric="val/top1", tracking_uri=uri
         )
-    return Imported(name, version, record.run_id, card, notes)
+        status = "FINISHED"
+    except LorotError as error:
+        if not (notice := record.finish(status)):
+            raise
+        raise TrackingError(f"nothing is known to be registered: {error}\n{notice}") from error
+    finally:
+        notice = record.finish(status) or notice
+    return version, card, record.run_id, notice
 
 
 def prepare(foreign: Foreign, path: Path, wish: Wish) -> tuple[Card, dict[str, torch.Tensor], tuple[str, ...]]:
@@ -219,7 +263,8 @@ def show(imported: Imported, console: Console) -> None:
     )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    data = "" if card.data else " --data folder --root FOLDER"
+    # Without --data, no split is known either.
+    data = "" if card.data else " --data folder --root FOLDER --split val"
     console.print(f"next: lorot wsol --model {uri}{data}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.errors import ConfigError
 from service.models import retinanet, solov2
-from service.models.detections import Detections, Detector
+from service.models.detections import Detections, Detector, SoftMasks
 from service.models.heads import Classifier
 
 
@@ -24,7 +24,7 @@ _KINDS = {
 }
 
 
-def build(name: str, trunk: Classifier, num_classes: int, **options: Any) -> Detector:
+def build(name: str, trunk: Classifier, num_classes: int, /, **options: Any) -> Detector:
     """A detector with the trunk's weights; all that comes after them is drawn from torch's global random state.
 
     Args:
@@ -74,4 +74,4 @@ def _kind(name: str) -> _Kind:
     return _KINDS[name]
 
 
-__all__ = ["Detections", "Detector", "available", "build", "loss_names"]
+__all__ = ["Detections", "Detector", "SoftMasks", "available", "build", "loss_names"]

@@ -3,12 +3,10 @@
 So a run that is resumed needs no tracking server for it, and stands on the same weights though an alias has moved on.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from service import bundle, resolution
+from service import bundle, lineage, resolution
 from service.bundle import Card
 from service.config import DetectionConfig
 from service.errors import CheckpointError
@@ -17,9 +15,6 @@ from service.resolution import Resolved
 from service.run_folder import RunFolder
 from service.training import distributed
 from service.training.distributed import World
-
-NAME = "backbone"
-_ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True)
@@ -48,19 +43,20 @@ def take(job: DetectionConfig, folder: RunFolder, world: World) -> Backbone:
             run in this folder began with another one.
         TrackingError: the tracking server does not answer, and the run has no copy yet.
     """
-    place = folder.path / NAME
-    distributed.on_main(world, lambda: _bring(job, folder, place))
-    origin = _origin(place)
+    place = folder.path / lineage.BACKBONE
+    # Hundreds of megabytes over a slow line take longer than a collective operation waits.
+    awaited = distributed.however_long(world, "the model that the detector begins with")
+    distributed.on_main(world, lambda: _bring(job, folder, place), awaited)
+    origin = lineage.read_origin(place)
     assert origin is not None, "the main worker has put it there"
-    resolved = Resolved(place, origin["uri"], origin["name"], origin["version"], origin["run_id"])
-    return Backbone(bundle.read_card(place), resolved)
+    return Backbone(bundle.read_card(place), lineage.copied(place, origin))
 
 
 def _bring(job: DetectionConfig, folder: RunFolder, place: Path) -> None:
     asked = job.model.backbone
     assert asked is not None, "the configuration was checked"
     # What lies there without a checkpoint is of a run that never got to one.
-    kept = _origin(place) if folder.is_taken() else None
+    kept = lineage.read_origin(place) if folder.is_taken() else None
     if kept is not None and kept["asked"] == asked:
         return
     resolved = resolution.resolve(asked, job.tracking.uri)
@@ -75,17 +71,6 @@ def _bring(job: DetectionConfig, folder: RunFolder, place: Path) -> None:
                 f"{resolved.uri} ({card.weights_sha256[:12]}) now; give that one, or choose name=OTHER"
             )
         return
-    origin = {"asked": asked, "uri": resolved.uri, "name": resolved.name, "version": resolved.version}
-    origin_text = json.dumps(origin | {"run_id": resolved.run_id}).encode()
     card_text = (resolved.folder / bundle.CARD).read_bytes()
-    bundle.write_folder(place, {bundle.CARD: card_text, bundle.WEIGHTS: weights, _ORIGIN: origin_text})
-
-
-def _origin(place: Path) -> dict[str, Any] | None:
-    """What was written down beside a copy; None without a whole one."""
-    try:
-        origin = json.loads((place / _ORIGIN).read_text())
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(origin, dict) and {"asked", "uri", "name", "version", "run_id"} <= origin.keys()
-    return origin if whole else None
+    files = {bundle.CARD: card_text, bundle.WEIGHTS: weights, **lineage.origin_file(asked, resolved)}
+    bundle.write_folder(place, files)

@@ -101,7 +101,11 @@ class Classification:
         return loading.open_eval(self._job.data.loader, self._eval_source, batch_size=batch_size, **self._options)
 
     def evaluate(
-        self, network: Callable[..., Any], batches: Iterator[Batch], asked_to_stop: Callable[[], bool]
+        self,
+        network: Callable[..., Any],
+        batches: Iterator[Batch],
+        asked_to_stop: Callable[[], bool],
+        together: Callable[[str], AbstractContextManager[None]],
     ) -> dict[str, float] | None:
         classes = len(self._eval_set.classes)
         summary = evaluation.evaluate(network, batches, classes, self._world, asked_to_stop)

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines import instances
+from pipelines import instances, run_lengths
 from pipelines.instances import InstanceBatch, InstanceSource, InstanceView
 from pipelines.manifest import Manifest
-from service import lineage, pictures
+from service import detection_config, lineage, pictures
 from service.config import DetectionConfig
 from service.downstream.coco_scores import Scorer
 from service.errors import CheckpointError, ConfigError, DataError
 from service.models import detectors
-from service.models.detectors import Detections
+from service.models.detectors import Detections, SoftMasks
 from service.run_folder import RunFolder
 from service.tracking import Run
 from service.training import backbone, detection_results, distributed, feeding
@@ -57,7 +56,8 @@ def open_task(
     """The task of a detector's job.
 
     Raises:
-        ConfigError: the splits do not have the same classes.
+        ConfigError: the splits do not have the same classes, or hold the same images under two names; the run is too
+            short for its schedule.
         DataError: they do not say what is where.
         CheckpointError: as `backbone.take`.
     """
@@ -66,7 +66,17 @@ def open_task(
             f"data.eval_split: {config.data.eval_split!r} has {len(eval_set.classes)} classes, "
             f"{config.data.train_split!r} has {len(train_set.classes)}, or they are named differently"
         )
-    return Detection(config, world, train_set, eval_set, backbone.take(config, folder, world))
+    if train_set.digest == eval_set.digest and config.data.train_split != config.data.eval_split:
+        raise ConfigError(
+            f"data.eval_split: {config.data.eval_split!r} holds the very images of {config.data.train_split!r}, so the "
+            "result would be that of what was learnt; write {split} in data.options.annotations and "
+            "data.options.images, as annotations=labels/{split}.json, or "
+            f"data.eval_split={config.data.train_split} to mean it"
+        )
+    task = Detection(config, world, train_set, eval_set, backbone.take(config, folder, world))
+    lengths = Lengths.of(config, task.num_samples)
+    detection_config.check_schedule(config, lengths.total, lengths.samples)
+    return task
 
 
 class Detection:
@@ -147,7 +157,11 @@ class Detection:
 
     @torch.no_grad()
     def evaluate(
-        self, network: Callable[..., Any], batches: Iterator[InstanceBatch], asked_to_stop: Callable[[], bool]
+        self,
+        network: Callable[..., Any],
+        batches: Iterator[InstanceBatch],
+        asked_to_stop: Callable[[], bool],
+        together: Callable[[str], AbstractContextManager[None]],
     ) -> dict[str, float] | None:
         scorer = Scorer(self._eval_set, _OVERLAP[self._job.job])
         began, count = time.perf_counter(), 0
@@ -159,10 +173,11 @@ class Detection:
             for one, sample, size, source_size, valid in zip(found, *(part.tolist() for part in known), strict=True):
                 if valid:
                     count += 1
-                    seen = in_source(one, size, source_size)
-                    scorer.update(sample, seen.boxes, seen.scores, seen.labels, seen.masks)
+                    boxes = boxes_in_source(one.boxes, size, source_size)
+                    runs = None if one.soft is None else runs_in_source(one.soft, size, source_size)
+                    scorer.update(sample, boxes, one.scores.float(), one.labels, runs)
         seconds = time.perf_counter() - began
-        return self._scores(scorer, count, seconds)
+        return self._scores(scorer, count, seconds, together)
 
     def show(self, batch: InstanceBatch, path: Path) -> None:
         pixels = batch.images.float().cpu().contiguous().numpy()
@@ -182,7 +197,9 @@ class Detection:
         splits = self._train_set, self._eval_set
         detection_results.finish(self._job, folder, run, self._backbone, splits, weights, metrics, done, display)
 
-    def _scores(self, scorer: Scorer, count: int, seconds: float) -> dict[str, float]:
+    def _scores(
+        self, scorer: Scorer, count: int, seconds: float, together: Callable[[str], AbstractContextManager[None]]
+    ) -> dict[str, float]:
         """All workers' findings scored together by the main one, which tells the others."""
         device = self._world.device
         parts = distributed.to_main(scorer.state(), device)
@@ -197,7 +214,8 @@ class Detection:
             # Of what has no objects nothing can be said.
             told.append(json.dumps({name: value for name, value in whole.compute().items() if math.isfinite(value)}))
 
-        distributed.on_main(self._world, score)
+        # Minutes for a large set: longer than the others may wait in a collective operation.
+        distributed.on_main(self._world, score, together("scoring what was found"))
         metrics: dict[str, float] = json.loads(distributed.from_main(told[0] if told else "", device))
         total = distributed.all_sum(torch.tensor(count, dtype=torch.float64, device=device))
         return metrics | {"images_per_s": float(total) / distributed.all_max(seconds, device)}
@@ -207,27 +225,29 @@ def _laid_out(config: DetectionConfig, world: World, images: Tensor) -> Tensor:
     return images if is_channels_last(config, world.device) else images.contiguous()
 
 
-def in_source(found: Detections, size: tuple[int, int], source_size: tuple[int, int]) -> Detections:
-    """What was found, in pixels of the image on disk; on the CPU.
+def boxes_in_source(boxes: Tensor, size: tuple[int, int], source_size: tuple[int, int]) -> Tensor:
+    """(k, 4) boxes in pixels of the image on disk, on the CPU.
 
     Args:
-        found: boxes and masks in pixels of the input's content.
+        boxes: (k, 4) in pixels of the input's content.
         size, source_size: (height, width) of the content, and of the image on disk.
     """
     height, width = size
     scale = torch.tensor([source_size[1] / width, source_size[0] / height] * 2, dtype=torch.float32)
-    masks = None
-    if found.masks is not None:
-        masks = torch.zeros(0, *source_size, dtype=torch.bool)
-        if len(found.masks):
-            # One after the other: at the size of a photograph a hundred of them are gigabytes.
-            masks = torch.cat([_resized(mask, source_size) for mask in found.masks.split(1)]).cpu()
-    return Detections(found.boxes.float().cpu() * scale, found.scores.float().cpu(), found.labels.cpu(), masks)
+    return boxes.float().cpu() * scale
 
 
-def _resized(mask: Tensor, source_size: tuple[int, int]) -> Tensor:
-    """(1, h, w) bool -> (1, H, W) bool."""
-    if tuple(mask.shape[1:]) == tuple(source_size):
-        return mask
-    soft = F.interpolate(mask[None].float(), size=tuple(source_size), mode="bilinear", align_corners=False)
-    return soft[0] > 0.5
+def runs_in_source(masks: SoftMasks, size: tuple[int, int], source_size: tuple[int, int]) -> list[bytes]:
+    """Run lengths of masks over the image on disk.
+
+    One mask after the other: at the size of a photograph a hundred of them are gigabytes.
+
+    Args:
+        masks: of the input.
+        size, source_size: (height, width) of the content, and of the image on disk.
+    """
+    runs: list[bytes] = []
+    for number in range(len(masks)):
+        mask = masks.drawn(number, size, source_size)
+        runs += run_lengths.encode(mask[None].cpu().numpy())
+    return runs

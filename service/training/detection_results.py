@@ -9,6 +9,7 @@ from pipelines.manifest import Manifest
 from service import detector_bundle, lineage, provenance, report
 from service.config import DetectionConfig
 from service.detector_bundle import DetectorCard
+from service.downstream.coco_scores import METRICS
 from service.run_folder import RunFolder
 from service.tracking import Run
 from service.training.backbone import Backbone
@@ -38,13 +39,13 @@ def finish(
 
     Args:
         splits: that it learnt, and that it was measured on.
-        metrics: of the last evaluation, named val/AP and so on.
+        metrics: of the last evaluation, named val/AP and so on; what the clock said of it is no score.
 
     Raises:
         StorageError: something could not be written.
     """
     resolved, train_set, eval_set = stands_on.resolved, *splits
-    own = {key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith("val/")}
+    own = {key: metrics[f"val/{key}"] for key in METRICS if f"val/{key}" in metrics}
     known = stands_on.card.view
     card = DetectorCard(
         job=job.job,
@@ -91,8 +92,11 @@ def finish(
     run.log_artifact(folder.write(f"{job.job}.json", result))
     summary = {"name": job.name, "model_name": None, "model_version": None, **done, job.job: result}
     folder.write(folder.summary.name, summary)
-    run.log_metrics({f"{job.job}/{key}": value for key, value in own.items()}, step=0)
-    lineage.tag_version(run, resolved, job.job, own, [key for key in HEADLINE if key in own])
+    # A metric keeps one value a step, and this run may have been finished before (`--eval-only`).
+    run.log_metrics({f"{job.job}/{key}": value for key, value in own.items()}, step=run.resumed)
+    data_digest = lineage.split_digest(train_set.digest, eval_set.digest)
+    about: dict[str, Any] = {"data_digest": data_digest, "config_digest": job.digest, "seed": job.seed}
+    lineage.tag_version(run, resolved, job.job, own, HEADLINE, **about)
     run.log_artifact(folder.path / DETECTOR, DETECTOR)
     run.log_artifact(folder.summary)
     run.log_artifact(report.write(folder.path, folder.path / "report.html"))

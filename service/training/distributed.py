@@ -183,16 +183,24 @@ def from_local_main(text: str, world: World) -> str:
     return bytes(gather(padded)[world.rank - world.local_rank].cpu().numpy()).rstrip(b"\0").decode()
 
 
-def on_main(world: World, action: Callable[[], object]) -> None:
-    """Run `action` on the main worker alone; an error meant for people is raised on every worker."""
+def on_main(
+    world: World, action: Callable[[], object], awaited: contextlib.AbstractContextManager[None] | None = None
+) -> None:
+    """Run `action` on the main worker alone; an error meant for people is raised on every worker.
+
+    Args:
+        awaited: entered on every worker meanwhile, as `however_long`, where that may take longer than a collective
+            operation waits.
+    """
     failure: LorotError | None = None
     told = ""
-    if world.is_main:
-        try:
-            action()
-        except LorotError as error:
-            failure = error
-            told = json.dumps([type(error).__name__, error.exit_code, str(error)])
+    with awaited or contextlib.nullcontext():
+        if world.is_main:
+            try:
+                action()
+            except LorotError as error:
+                failure = error
+                told = json.dumps([type(error).__name__, error.exit_code, str(error)])
     told = from_main(told, world.device)
     if failure is not None:
         raise failure

@@ -81,7 +81,7 @@ def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str]
         with display.doing("evaluating"), task.open_eval() as batches, engine.autocast():
             left_out.follow("eval", batches.skipped)
             watched = watchdog.through(iter(batches), "waiting for images to evaluate", "evaluating")
-            measured = task.evaluate(network, watched, watch.asked_to_stop)
+            measured = task.evaluate(network, watched, watch.asked_to_stop, watchdog.together)
         return None if measured is None else {f"val/{name}": value for name, value in measured.items()}
 
     def extra_facts() -> dict[str, Any]:

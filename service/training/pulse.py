@@ -7,6 +7,7 @@ them all, and looks whether the others' numbers grow. No clocks are compared, an
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,11 +15,15 @@ from datetime import timedelta
 
 from torch.distributed import DistError, TCPStore
 
+from service.errors import ConfigError
+
 # How torchrun's environment says where the machines meet; `service.jobs.torchrun` sets it.
 VARIABLE = "LOROT_RENDEZVOUS"
 # torchrun itself takes a machine for lost after 4 s; this has to outlast a moment in which a worker is busy.
 SILENCE_S = 10.0
 _EVERY_S = 1.0
+# torchrun's own, for a place without one.
+_PORT = 29400
 _OVER = "over"
 
 
@@ -30,6 +35,9 @@ class Pulse:
         attempt: a name that all machines agree on, and no earlier attempt had.
         machine: this one's number, 0 to `count` - 1.
         lost: is told once, in a sentence, when a machine or the store has been silent for `silence_s`.
+
+    Raises:
+        ConfigError: `where` is no place.
     """
 
     def __init__(
@@ -41,6 +49,10 @@ class Pulse:
         lost: Callable[[str], object],
         silence_s: float = SILENCE_S,
     ) -> None:
+        place = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::(\d+))?", where)
+        if place is None:
+            raise ConfigError(f"{VARIABLE}={where}: write HOST:PORT, or [ADDRESS]:PORT for an IPv6 address")
+        self._host, self._port = place[1] or place[2], int(place[3] or _PORT)
         self._where, self._machine, self._lost, self._silence_s = where, machine, lost, silence_s
         self._keys = [f"lorot/pulse/{attempt}/{number}" for number in range(count)]
         self._over = threading.Event()
@@ -81,17 +93,12 @@ class Pulse:
                 return
 
     def _ask(self) -> None:
-        host, _, port = self._where.rpartition(":")
-        limit = timedelta(seconds=self._silence_s / 2)
         store = None
         told: dict[int, tuple[bytes, float]] = {}
         number = 0
         while not self._over.is_set():
             try:
-                if store is None:
-                    store = TCPStore(
-                        host.strip("[]"), int(port), is_master=False, wait_for_workers=False, timeout=limit
-                    )
+                store = store or self._connect(self._silence_s / 2)
                 number += 1
                 store.set(self._keys[self._machine], str(number))
                 self._silent = self._look(store, told)
@@ -101,8 +108,13 @@ class Pulse:
                 store = None
             self._over.wait(_EVERY_S)
         with contextlib.suppress(DistError, RuntimeError, OSError):
-            if store is not None:
-                store.set(self._keys[self._machine], _OVER)
+            # Others may watch for a while yet, and would take a machine that is done for one that is dead.
+            store = store or self._connect(2 * _EVERY_S)
+            store.set(self._keys[self._machine], _OVER)
+
+    def _connect(self, limit_s: float) -> TCPStore:
+        limit = timedelta(seconds=limit_s)
+        return TCPStore(self._host, self._port, is_master=False, wait_for_workers=False, timeout=limit)
 
     def _look(self, store: TCPStore, told: dict[int, tuple[bytes, float]]) -> list[int]:
         """The machines that have been silent for too long. `told`: what each said last, and when that was new."""

@@ -80,7 +80,11 @@ class Task(Protocol):
         ...
 
     def evaluate(
-        self, network: Callable[..., Any], batches: Iterator[Any], asked_to_stop: Callable[[], bool]
+        self,
+        network: Callable[..., Any],
+        batches: Iterator[Any],
+        asked_to_stop: Callable[[], bool],
+        together: Callable[[str], AbstractContextManager[None]],
     ) -> dict[str, float] | None:
         """Metrics over all workers' samples, the same on each; None if a signal asked to stop, or any other's did.
 
@@ -88,6 +92,8 @@ class Task(Protocol):
             network: in evaluation mode.
             batches: of `open_eval`.
             asked_to_stop: to be asked before every batch.
+            together: of a phase's name makes a context for work after the last batch that may take minutes, which all
+                workers enter.
         """
         ...
 

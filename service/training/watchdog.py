@@ -61,7 +61,7 @@ class Watchdog:
     Args:
         folder: seen by all workers.
         timeout_s: without a step, a micro-batch or an evaluated batch. Up to the first batch of a loader, which all
-            workers wait for together, it is ten minutes if that is more.
+            workers wait for together, and in `together`, it is ten minutes if that is more.
     """
 
     def __init__(self, folder: RunFolder, world: World, timeout_s: float) -> None:
@@ -117,11 +117,8 @@ class Watchdog:
 
         All workers come by here as often as each other, and have their first item when one of them goes on.
         """
-        self.note(f"{waiting}, the first")
-        self._opening = True
-        with distributed.however_long(self._world, f"the others, which are {waiting}"):
+        with self.together(f"{waiting}, the first"):
             item = next(items, None)
-        self._opening = False
         while item is not None:
             self.note(working)
             yield item
@@ -130,15 +127,38 @@ class Watchdog:
             item = next(items, None)
         self.note(working)
 
+    @contextlib.contextmanager
+    def together(self, phase: str) -> Iterator[None]:
+        """Run the block, then wait until all workers have run theirs: long work that is no step, and that all await.
+
+        All workers come by here as often as each other.
+        """
+        self.note(phase)
+        self._opening = True
+        with self._lock:
+            if not self._over.is_set():
+                # Native code may begin before the thread that watches looks again.
+                self._set_timer()
+        with distributed.however_long(self._world, f"the others, which are {phase}"):
+            yield
+        self.note(phase)
+        self._opening = False
+
+    def _limit_s(self) -> float:
+        return max(self._timeout_s, _OPENING_S) if self._opening else self._timeout_s
+
+    def _set_timer(self) -> None:
+        """Native code that never gives Python's lock back stops the watching thread too, but not this timer."""
+        faulthandler.dump_traceback_later(2 * self._limit_s(), exit=True, file=sys.stderr)
+
     def _watch(self) -> None:
         while not self._over.wait(self._every_s):
             idle_s = time.monotonic() - self._since
-            limit_s = max(self._timeout_s, _OPENING_S) if self._opening else self._timeout_s
+            limit_s = self._limit_s()
             with self._lock:
                 if self._over.is_set():
                     return
-                # Native code that never gives Python's lock back stops this thread too, but not that timer.
-                faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=sys.stderr)
+                self._set_timer()
             self._leave_sign(idle_s)
             # A collective operation fails by itself; that error says more, unless nothing lets it come through.
             spare_s = 0.0 if self._waits_for_data or self._world.size == 1 else 2 * self._every_s

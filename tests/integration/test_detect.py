@@ -1,10 +1,12 @@
 """`lorot detect` and `lorot segment` as a user starts them: torchrun, two DeepSpeed workers, drawn scenes, MLflow."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ log_samples: true
 schedule: {{{{warmup: 3 steps, milestones: [8 steps, 10 steps]}}}}
 checkpoint: {{{{every: 2 steps}}}}
 tracking: {{{{uri: "sqlite:///{{root}}/mlflow.db", log_every: 3 steps, system_metrics: false}}}}
-data: {{{{root: "{{root}}/scenes", short_sides: [64, 96], long_side: 128, loader: torch}}}}
+data: {{{{root: "{{root}}/scenes", short_sides: [64, 96], long_side: 128, loader: {{loader}}}}}}
 """
 DETECT = "model: {options: {fpn_channels: 16, anchor_sizes: [8, 16, 32, 64, 128]}}\nema: {decay: 0.9}\n"
 SEGMENT = """
@@ -58,8 +60,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.finish()
     model = small_model.written(folder / "small" / "model")
     registry.register(model, name="small", run_id=run.run_id, metric="val/top1", tracking_uri=uri)
-    (folder / "detect.yaml").write_text("job: detect\n" + COMMON.format(root=folder) + DETECT)
-    (folder / "segment.yaml").write_text("job: segment\n" + COMMON.format(root=folder) + SEGMENT)
+    (folder / "detect.yaml").write_text("job: detect\n" + COMMON.format(root=folder, loader="torch") + DETECT)
+    (folder / "segment.yaml").write_text("job: segment\n" + COMMON.format(root=folder, loader="dali") + SEGMENT)
     return folder
 
 
@@ -105,6 +107,30 @@ def samples(root: Path, name: str) -> dict[int, list[tuple[int, ...]]]:
     return {step: sorted(found[max(found)]) for step, found in attempts.items()}
 
 
+@contextlib.contextmanager
+def moved_on(root: Path) -> Iterator[None]:
+    """Meanwhile the alias is on a second version, of other weights, and the files of the first are gone."""
+    api, uri = tracking.client(uri_of(root)), uri_of(root)
+    files = registry.resolve("models:/small/1", uri).folder
+    aside = files.rename(files.with_name("aside"))
+    run = tracking.open_run(TrackingConfig(uri=uri, system_metrics=False), name="other", folder=root / "other")
+    run.finish()
+    version = registry.register(
+        small_model.written(root / "other" / "model", seed=1),
+        name="small",
+        run_id=run.run_id,
+        metric="val/top1",
+        tracking_uri=uri,
+    )
+    api.set_registered_model_alias("small", "best", str(version))
+    try:
+        yield
+    finally:
+        aside.rename(files)
+        api.set_registered_model_alias("small", "best", "1")
+        api.delete_model_version("small", str(version))
+
+
 @pytest.fixture(scope="module")
 def whole(root: Path) -> Path:
     said = finish(root, "detect")
@@ -126,7 +152,11 @@ def test_a_run_whose_worker_is_killed_is_resumed_bit_identical_though_the_alias_
     job.communicate(timeout=240)
     psutil.wait_procs(family, timeout=60)
     assert job.returncode not in (0, None)
-    finish(root, "detect", "name=killed", "--resume")
+    with moved_on(root):
+        # The same word stands for another model by now.
+        assert registry.resolve("models:/small@best", uri_of(root)).version != 1
+        said = finish(root, "detect", "name=killed", "--resume")
+    assert "of models:/small/1" in said
     expected, got = tensors(root, whole.name), tensors(root, "killed")
     assert got.keys() == expected.keys()
     assert [key for key, value in expected.items() if not torch.equal(got[key], value)] == []
@@ -137,9 +167,8 @@ def test_a_run_whose_worker_is_killed_is_resumed_bit_identical_though_the_alias_
 
 def test_one_worker_sees_the_same_micro_batches_and_comes_to_nearly_the_same_weights(root: Path, whole: Path) -> None:
     for name, workers in (("alone", "1"), ("pair", "2")):
-        finish(
-            root, "detect", f"name={name}", "duration=3 steps", "schedule.milestones=[2 steps]", "--workers", workers
-        )
+        short = ("duration=3 steps", "schedule.warmup=1 steps", "schedule.milestones=[2 steps]")
+        finish(root, "detect", f"name={name}", *short, "--workers", workers)
     assert samples(root, "alone") == samples(root, "pair")
     alone, pair = tensors(root, "alone", 3), tensors(root, "pair", 3)
     for name, value in alone.items():
@@ -176,6 +205,13 @@ def test_the_result_lies_with_the_run_and_at_the_version_that_it_is_about(root: 
     assert {file.path for file in api.list_artifacts(result["record_id"])} >= {"detect.json", "detector", "config.yaml"}
     (row,) = registry.list_models(uri_of(root))
     assert row.downstream["detect.AP"] == result["scores"]["AP"]
+    # No clock among them: measured again they are the same.
+    assert {name.rstrip("0123456789sml") for name in result["scores"]} == {"AP", "AR"}
+    tags = api.get_model_version("small", "1").tags
+    of_run = api.get_run(tags["downstream.detect.run_id"]).data.tags
+    for key in ("data_digest", "config_digest"):
+        assert tags[f"downstream.detect.{key}"] == of_run[key] == run.data.tags[key]
+    assert tags["downstream.detect.seed"] == "3"
     assert bundle.read_card(whole / "backbone").weights_sha256 == card.weights_sha256
 
 
@@ -215,8 +251,14 @@ def test_the_very_same_job_is_found_again_and_another_one_is_not(root: Path, who
 
 def test_a_finished_run_is_evaluated_once_more_to_the_same_scores(root: Path, whole: Path) -> None:
     before = json.loads((whole / "detect.json").read_text())
-    finish(root, "detect", "--eval-only")
+    api = tracking.client(uri_of(root))
+    recorded = api.get_metric_history(before["record_id"], "detect/AP")
+    (whole / "detect.json").unlink()
+    with moved_on(root):
+        finish(root, "detect", f"name={whole.name}", "--eval-only")
     assert json.loads((whole / "detect.json").read_text()) == before
+    again = api.get_metric_history(before["record_id"], "detect/AP")
+    assert [one.value for one in again] == [before["scores"]["AP"]] * (len(recorded) + 1)
     assert "--eval-only evaluates a finished run again" in finish(root, "detect", "--eval-only", "name=absent", code=2)
 
 

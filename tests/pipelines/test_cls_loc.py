@@ -67,6 +67,32 @@ def test_an_image_that_the_table_leaves_out_has_no_box(imagenet: Path) -> None:
     assert [found.boxes(sample).tolist() for sample in range(2)] == [[], [[1, 1, 9, 9]]]
 
 
+def test_a_row_of_the_table_that_may_be_about_several_images_is_an_error_until_it_says_which(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / f"val/{name}/1.jpg")
+    table = tmp_path / "LOC_val_solution.csv"
+    table.write_text("ImageId,PredictionString\n1,n01 1 2 11 12\n")
+    with pytest.raises(DataError, match=r"csv: '1' may be about val/cat/1\.jpg or val/dog/1\.jpg; .*as CLASS/STEM"):
+        datasets.load("folder", tmp_path, "val")
+    table.write_text("ImageId,PredictionString\ndog/1,n01 1 2 11 12\n")
+    found = datasets.load("folder", tmp_path, "val")
+    assert [found.boxes(sample).tolist() for sample in range(2)] == [[], [[1, 2, 11, 12]]]
+
+
+def test_an_empty_folder_of_annotations_does_not_hide_the_table(imagenet: Path) -> None:
+    (imagenet / "ILSVRC/Annotations/CLS-LOC/val").mkdir(parents=True)
+    (imagenet / "LOC_val_solution.csv").write_text(TABLE)
+    assert datasets.load("folder", imagenet, "val").boxes(1).tolist() == [[1, 2, 11, 12]]
+
+
+@pytest.mark.parametrize("rows", ["", "ILSVRC2012_test_00000001,n01 1 2 11 12\n"])
+def test_a_table_that_is_about_none_of_the_images_is_an_error(imagenet: Path, rows: str) -> None:
+    (imagenet / "LOC_train_solution.csv").write_text(f"ImageId,PredictionString\n{rows}")
+    with pytest.raises(DataError, match=r"LOC_train_solution\.csv: is about none of the 2 images"):
+        datasets.load("folder", imagenet, "train")
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

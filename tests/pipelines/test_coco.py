@@ -106,7 +106,7 @@ def test_every_kind_of_segmentation_is_the_mask_that_pycocotools_draws(tmp_path:
         assert masks.shape[1:] == size
 
 
-def test_boxes_without_an_area_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_boxes_without_an_area_stay_empty_and_are_counted(tmp_path: Path) -> None:
     content = content_of(
         SIZES[:2],
         [
@@ -120,8 +120,15 @@ def test_boxes_without_an_area_are_left_out_and_counted(tmp_path: Path) -> None:
     write(tmp_path, content)
     opened = datasets.load("coco", tmp_path, "train")
     assert opened.instances is not None
-    assert len(opened.instances) == 1
-    assert opened.heading.remarks["boxes without an area in the image, left out"] == 4
+    assert [opened.instances.of(row).visible.tolist() for row in range(2)] == [[False] * 4, [True]]
+    own = opened.instances.of(0)
+    assert (own.boxes[:, :2] == own.boxes[:, 2:]).all()
+    # As annotated, for the score.
+    assert own.bboxes.tolist() == [[5, 5, 0, 9], [5, 5, 9, -3], [70, 5, 9, 9], [59.9999, 5, 9, 9]]
+    assert own.areas.tolist() == [0, -27, 81, 81]
+    assert opened.heading.remarks == {
+        "boxes without an area in the image, not trained on": 4,
+    }
     # One pixel high: torchvision's references train on no image that has nothing larger.
     assert opened.heading.num_trainable == 0
 
@@ -171,6 +178,28 @@ def test_any_layout_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "labels/other.json").write_text(json.dumps(content))
     other = datasets.load("coco", tmp_path, "anything", annotations="labels/other.json", images="")
     assert other.read(0) == opened.read(0)
+
+
+def test_one_pair_of_options_finds_all_splits(tmp_path: Path) -> None:
+    more = usual()
+    more["annotations"].pop()
+    for split, content in (("train", usual()), ("val", more)):
+        write(tmp_path, content, split)
+        (tmp_path / f"annotations/instances_{split}2017.json").rename(tmp_path / f"{split}.json")
+    layout = {"annotations": "{split}.json", "images": "{split}2017"}
+    opened = {split: datasets.load("coco", tmp_path, split, **layout) for split in ("train", "val")}
+    assert [len(own.instances or ()) for own in opened.values()] == [5, 4]
+    assert opened["train"].digest != opened["val"].digest
+    assert opened["val"].source_path(0) == "val2017/0000.jpg"
+    # The same files by their names are the same manifest.
+    assert datasets.load("coco", tmp_path, "val", annotations="val.json", images="val2017").path == opened["val"].path
+    with pytest.raises(DataError, match=r"test\.json: no such file; .*=labels/\{split\}\.json.*becomes 'test'"):
+        datasets.load("coco", tmp_path, "test", **layout)
+    with pytest.raises(DataError, match=r"option images: '\.\./x2017' leaves"):
+        datasets.load("coco", tmp_path, "../x", annotations="train.json", images="{split}2017")
+    # What YAML makes of {split} alone.
+    with pytest.raises(DataError, match=r"option images: \{'split': None\} is no text; .*in quotes"):
+        datasets.load("coco", tmp_path, "val", annotations="val.json", images={"split": None})
 
 
 def test_what_was_read_once_is_mapped_and_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +298,7 @@ BAD: list[tuple[Any, str]] = [
     (with_list("images", lambda own: own[0].update(file_name="\ud800.jpg")), "half a character"),
     (with_list("categories", lambda own: own[0].update(id=2)), "category id 2 is there twice"),
     (with_list("categories", lambda own: own[0].update(name=3)), "name 3 is no text"),
+    (with_list("categories", lambda own: own[0].update(name="n" * 961)), "has 961 characters; write at most 960"),
     (changed(image_id=11), "image_id 11 is none of the 4 images"),
     (changed(category_id=3), "category_id 3 is none of the 3 categories"),
     (changed(id=2), "annotation id 2 is there twice"),
@@ -342,6 +372,26 @@ def test_equal_names_of_classes_are_told_apart_by_their_ids(tmp_path: Path) -> N
     content["categories"][0]["name"] = "boat"
     write(tmp_path, content)
     assert datasets.load("coco", tmp_path, "train").classes == ("boat (2)", "boat (7)", "lamp")
+
+
+def test_the_longest_names_fit_a_models_card_with_their_ids(tmp_path: Path) -> None:
+    content = content_of(SIZES[:1], [])
+    content["categories"] = [{"id": number, "name": "n" * 960} for number in (-(2**62), 2**62 - 1)]
+    write(tmp_path, content)
+    # As service.bundle.Text has it.
+    assert max(map(len, datasets.load("coco", tmp_path, "train").classes)) < 1000
+
+
+def test_an_image_with_nothing_but_objects_outside_of_it_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    boxes = [[70.0, 5.0, 9.0, 9.0], [2.0, 2.0, 9.0, 9.0], [-90.0, 0.0, 80.0, 20.0]]
+    images = [10, 20, 20]
+    write(tmp_path, content_of(SIZES[:2], [annotation(n + 1, images[n], (2, 7, 90)[n], boxes[n]) for n in range(3)]))
+    opened = datasets.load("coco", tmp_path, "train")
+    assert opened.instances is not None
+    assert opened.heading.num_trainable == 1
+    assert opened.instances.image_ids.tolist() == [20, 10]
+    # The largest that is seen.
+    assert opened.labels.tolist() == [1, 0]
 
 
 def test_preparing_such_a_set_is_refused_for_the_objects_would_be_lost(opened: Manifest, tmp_path: Path) -> None:

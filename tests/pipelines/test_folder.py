@@ -181,7 +181,8 @@ def test_boxes_are_found_for_validation_images_sorted_into_class_folders(tmp_pat
     annotate(tmp_path / "Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml", "n1", [(1, 1, 4, 4)])
     assert datasets.load("folder", tmp_path, "val").boxes(0).tolist() == [[1, 1, 4, 4]]
     annotate(tmp_path / "elsewhere/ILSVRC2012_val_00000001.xml", "n1", [(2, 2, 4, 4)])
-    assert datasets.load("folder", tmp_path, "val", annotations="elsewhere").boxes(0).tolist() == [[2, 2, 4, 4]]
+    for given in ("elsewhere", "elsewhere/", "./elsewhere"):
+        assert datasets.load("folder", tmp_path, "val", annotations=given).boxes(0).tolist() == [[2, 2, 4, 4]]
     with pytest.raises(DataError, match="no such folder of annotations"):
         datasets.load("folder", tmp_path, "val", annotations="nowhere")
 
@@ -192,6 +193,57 @@ def test_annotations_of_equal_names_in_different_classes_stay_apart(tmp_path: Pa
         annotate(tmp_path / f"Annotations/CLS-LOC/train/{name}/001.xml", name, [(corner, 0, 5, 5)])
     found = datasets.load("folder", tmp_path, "train")
     assert [found.boxes(sample)[0, 0] for sample in range(2)] == [1, 2]
+
+
+def test_an_image_never_has_the_boxes_of_another_one_of_its_name(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        save(tmp_path / f"val/{name}/1.jpg")
+    notes = tmp_path / "Annotations/CLS-LOC/val"
+    annotate(notes / "cat/1.xml", "cat", [(1, 0, 5, 5)])
+    found = datasets.load("folder", tmp_path, "val")
+    assert [found.boxes(sample).tolist() for sample in range(2)] == [[[1, 0, 5, 5]], []]
+    # Not even where its own image is away, and the stem is the dog's alone.
+    (tmp_path / "val/cat/1.jpg").rename(tmp_path / "val/cat/2.jpg")
+    annotate(notes / "cat/2.xml", "cat", [(2, 0, 5, 5)])
+    found = datasets.load("folder", tmp_path, "val")
+    assert [found.boxes(sample).tolist() for sample in range(2)] == [[[2, 0, 5, 5]], []]
+    # A file that does not say which of two.
+    save(tmp_path / "val/cat/1.jpg")
+    annotate(notes / "1.xml", "dog", [(3, 0, 5, 5)])
+    with pytest.raises(
+        DataError, match=r"CLS-LOC/val: '1' may be about val/cat/1\.jpg or val/dog/1\.jpg; .*CLASS/STEM"
+    ):
+        datasets.load("folder", tmp_path, "val")
+
+
+def test_two_annotations_or_two_images_of_one_name_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "val/cat/1.jpg")
+    save(tmp_path / "val/cat/1.png", kind="PNG")
+    annotate(tmp_path / "notes/cat/1.xml", "cat", [(1, 0, 5, 5)])
+    with pytest.raises(DataError, match=r"'cat/1' may be about val/cat/1\.jpg or val/cat/1\.png"):
+        datasets.load("folder", tmp_path, "val", annotations="notes")
+    (tmp_path / "val/cat/1.png").unlink()
+    annotate(tmp_path / "notes/more/cat/1.xml", "cat", [(1, 0, 5, 5)])
+    with pytest.raises(DataError, match=r"notes/more/cat/1\.xml: .*notes/cat/1\.xml is about the same image"):
+        datasets.load("folder", tmp_path, "val", annotations="notes")
+
+
+def test_annotations_that_are_about_none_of_the_images_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "val/cat/1.jpg")
+    annotate(tmp_path / "Annotations/CLS-LOC/val/dog/1.xml", "dog", [(1, 0, 5, 5)])
+    with pytest.raises(
+        DataError, match=r"CLS-LOC/val: is about none of the 1 images in val, as val/cat/1\.jpg; remove"
+    ):
+        datasets.load("folder", tmp_path, "val")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: holds no XML file; leave the option out"):
+        datasets.load("folder", tmp_path, "val", annotations="empty")
+
+
+@pytest.mark.parametrize("split", ["", ".", "..", "../pets", "/"])
+def test_a_split_without_a_name_of_its_own_is_refused(split: str, pets: Path) -> None:
+    with pytest.raises(DataError, match=r"no split .*; folders there: train, val"):
+        datasets.load("folder", pets, split)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -250,6 +302,8 @@ def test_an_annotation_with_entities_is_refused_unexpanded() -> None:
         (b"<a><object><bndbox><xmin>1</xmin></bndbox></object></a>", "lacks its ymin"),
         (b"<a><object><bndbox><xmin>one</xmin></bndbox></object></a>", "one"),
         (b"<a>" + b" " * (1 << 20) + b"</a>", "bytes"),
+        (b"<a><size><width>-8</width><height>6</height></size></a>", "-8 pixels wide and 6 high"),
+        (b"<a><size><width>8</width><height>-6</height></size></a>", "8 pixels wide and -6 high"),
     ],
 )
 def test_a_bad_annotation_is_an_error_that_names_the_file(content: bytes, complaint: str, tmp_path: Path) -> None:

@@ -294,6 +294,36 @@ def test_objects_without_a_segmentation_are_left_out_only_where_masks_are_wanted
         source_of(datasets.load("coco", tmp_path, "train"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_without_an_area_in_the_image_are_no_targets(tmp_path: Path, kind: str) -> None:
+    boxes = [[5.0, 5.0, 0.0, 9.0], [5.0, 5.0, 20.0, 20.0], [70.0, 5.0, 9.0, 9.0], [5.0, 60.0, 9.0, -30.0]]
+    write(tmp_path, content_of([(48, 64)], [annotation(n + 1, 10, 2, box) for n, box in enumerate(boxes)]))
+    source = source_of(datasets.load("coco", tmp_path, "train"))
+    assert len(source.table) == 4
+    with open_eval(kind, source, batch_size=1, num_threads=1) as loader:
+        (shown,) = loader
+    (trained,) = train(kind, source, stop=1, global_batch=1, micro_batch=1)
+    for target in (shown.targets[0], trained.targets[0]):
+        assert len(target.boxes) == len(target.labels) == len(target.masks) == 1
+        assert (target.boxes[:, 2:] > target.boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_decoded_one_after_the_other(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, content_of([(48, 64)], [annotation(n, 10, 2, [n, 5, 20, 20]) for n in range(1, 10)]))
+    source = source_of(datasets.load("coco", tmp_path, "train"))
+    own, counts = run_lengths.compiled.decode, []
+
+    def decode(runs: list[dict[str, Any]]) -> np.ndarray:
+        counts.append(len(runs))
+        return np.asarray(own(runs))
+
+    monkeypatch.setattr(run_lengths.compiled, "decode", decode)
+    (batch,) = train(kind, source, stop=1, global_batch=1, micro_batch=1)
+    assert len(batch.targets[0].masks) == 9
+    assert set(counts) == {1}
+
+
 def test_an_image_with_a_crowd_alone_is_trained_on_without_objects(tmp_path: Path) -> None:
     write(tmp_path, content_of([(48, 64)] * 2, [annotation(1, 10, 2, [5, 5, 20, 20], iscrowd=1)]))
     for kind in KINDS:

@@ -1,5 +1,9 @@
 """Masks as run lengths against pycocotools, and strings that its compiled code would read beyond the end of."""
 
+import math
+import tracemalloc
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,6 +35,33 @@ def test_masks_go_both_ways_as_with_pycocotools(size: tuple[int, int]) -> None:
     assert (back == masks).all()
     assert run_lengths.areas(runs).tolist() == masks.sum(axis=(1, 2)).tolist()
     assert [run_lengths.checked(own, *size) for own in runs] == runs
+
+
+def test_masks_are_sampled_at_the_centres_of_pixels() -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(100):
+        source, size = generator.integers(1, 60, 2).tolist(), generator.integers(1, 60, 2).tolist()
+        masks = generator.random((3, *source)) < 0.5
+        found = run_lengths.sampled(run_lengths.encode(masks), source, size)
+        assert found.shape == (3, *size)
+        for row, column in np.ndindex(*size):
+            # Fractions: nothing is rounded.
+            centre = [Fraction(2 * place + 1, 2 * new) for place, new in zip((row, column), size, strict=True)]
+            y, x = (math.floor(part * old) for part, old in zip(centre, source, strict=True))
+            assert (found[:, row, column] == masks[:, y, x]).all()
+    assert run_lengths.sampled([], [4, 5], [8, 10]).shape == (0, 8, 10)
+
+
+def test_sampling_holds_one_mask_at_a_time_at_the_size_of_its_source() -> None:
+    runs = run_lengths.encode(np.ones((1, 2000, 2000), bool)) * 20
+    tracemalloc.start()
+    try:
+        run_lengths.sampled(runs, [2000, 2000], [40, 40])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Bytes: one plane, and what is taken of it. All at once they would be 80 MB and more.
+    assert 4e6 <= most < 12e6
 
 
 def test_no_masks_are_no_masks() -> None:
@@ -69,6 +100,9 @@ def test_plain_run_lengths_that_do_not_fill_the_image_are_refused(counts: list[i
 def test_polygons_that_would_take_all_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="outlines"):
         run_lengths.from_polygons([[0, 0, 1e9, 0, 1e9, 1e9]], 100, 100)
+    # However large the image says it is: this outline would take 43 GB.
+    with pytest.raises(ValueError, match="300000000 pixels long, of which at most 20000000 are drawn"):
+        run_lengths.from_polygons([[0, 0, 1e8, 0, 1e8, 1e8]], 13000, 13000)
     with pytest.raises(ValueError, match="outlines"):
         run_lengths.from_polygons([[0, 0, float("nan"), 0, 1, 1]], 100, 100)
     with pytest.raises(ValueError, match="pairs"):

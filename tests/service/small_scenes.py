@@ -29,7 +29,7 @@ def job(root: Path, backbone: Path | str, **values: Any) -> DetectionConfig:
             "micro_batch": 2,
             "data": {"root": str(root / "scenes"), "short_sides": [64], "long_side": 96, "loader": "torch"},
             "model": {"backbone": str(backbone), "options": RETINANET},
-            "schedule": {"warmup": "2 steps"},
+            "schedule": {"warmup": "2 steps", "milestones": ["3 steps"]},
             **values,
         }
     )

@@ -181,12 +181,22 @@ def test_a_sparkline_reaches_from_nothing_to_the_top(values: tuple[float, ...], 
     assert check.sparkline(values) == bars
 
 
-@pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")))
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if not path.startswith("configs/downstream/")])
 def test_every_configuration_that_ships_is_valid_and_opens_with_its_command(path: str) -> None:
     text = (ROOT / path).read_text()
     assert path in "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     job = config.load(ROOT / path)
     assert job.name == Path(path).stem
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.startswith("configs/downstream/")])
+def test_every_configuration_of_a_detector_is_valid_on_any_classifier_and_opens_with_its_command(path: str) -> None:
+    job = config.load_any(ROOT / path, ["model.backbone=models:/any@best"])
+    opening = (ROOT / path).read_text().splitlines()[0]
+    assert opening.startswith(f"# lorot {job.job} --model models:/")
 
 
 @pytest.mark.parametrize("family", ["imagenet", "cifar10", "fashion_mnist"])

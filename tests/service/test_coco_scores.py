@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,38 @@ def test_numbers_are_pycocotools_own(data: tuple[Path, Manifest], kind: str) -> 
     assert not any(math.isnan(value) for value in ours.values())
     assert len(set(ours.values())) > 6
     assert_equal(ours, by_pycocotools(path, manifest, found, kind, rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_without_area_in_their_image_count_as_pycocotools_counts_them(
+    data: tuple[Path, Manifest], tmp_path: Path, kind: str
+) -> None:
+    content = json.loads(data[0].read_text())
+    known = len(content["annotations"])
+    odd: list[tuple[int, int, list[float], dict[str, Any]]] = [
+        (10, 2, [20, 20, 0, 30], {}),
+        (10, 90, [20, 20, 30, 0], {"area": 400}),
+        (10, 2, [149.9999, 20, 30, 30], {}),
+        (20, 90, [300, 10, 40, 40], {}),
+        (20, 2, [-90, -90, 60, 60], {}),
+        (20, 2, [10, 250, 60, -30], {}),
+        (30, 90, [5, 5, -4, -4], {}),
+        (40, 2, [0, 200, 100, 120], {"iscrowd": 1}),
+        (50, 90, [400, 0, 12, 12], {}),
+        # In an image without any other, of a class without any other.
+        (70, 7, [-50, 0, 50, 50], {}),
+    ]
+    for image, category, box, more in odd:
+        content["annotations"].append(annotation(len(content["annotations"]) + 1, image, category, box, **more))
+    path = write(tmp_path, content, "val")
+    manifest = datasets.load("coco", tmp_path, "val")
+    assert manifest.instances is not None
+    assert len(manifest.instances) == known + len(odd)
+    rows = list(range(len(manifest)))
+    for found in (detections(manifest), detections(data[1])):
+        ours = give(Scorer(manifest, kind), found, rows).compute()
+        assert 0.05 < ours["AP"] < give(Scorer(data[1], kind), detections(data[1]), rows).compute()["AP"]
+        assert_equal(ours, by_pycocotools(path, manifest, found, kind, rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,21 +1,25 @@
 """A detector's job, part by part: what it begins with, what a micro-batch teaches, how it is evaluated."""
 
+import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from small_model import CARD, network, written
 from small_scenes import CLASSES, drawn, job
 
 from pipelines.instances import InstanceBatch
-from service import bundle, config, splits
+from service import bundle, config, config_file, detection_config, splits
 from service.config import DetectionConfig
 from service.errors import CheckpointError, ConfigError
-from service.models.detectors import Detections
+from service.models.detectors import Detections, SoftMasks
 from service.run_folder import RunFolder
 from service.training import backbone, checkpoint, detection, distributed
 from service.training.engine import Engine
@@ -102,7 +106,7 @@ def test_who_finds_the_objects_scores_1_over_every_image_once(
     config = job(root, root / "model", name="scores", global_batch=4, micro_batch=4)
     task, oracle = opened(config), Oracle(shift)
     with task.open_eval() as loader:
-        found = task.evaluate(oracle, oracle.watching(iter(loader)), lambda: False)
+        found = task.evaluate(oracle, oracle.watching(iter(loader)), lambda: False, lambda _: contextlib.nullcontext())
     assert found is not None
     assert low <= found["AP"] <= high
     assert found.keys() >= {"AP", "AP50", "AP75", "AR100", "images_per_s"}
@@ -113,21 +117,120 @@ def test_an_evaluation_gives_up_when_a_signal_asks_for_it(root: Path) -> None:
     task, oracle = opened(job(root, root / "model", name="stops")), Oracle()
     asked = iter([False, True])
     with task.open_eval() as loader:
-        assert task.evaluate(oracle, oracle.watching(iter(loader)), lambda: next(asked)) is None
+        batches = oracle.watching(iter(loader))
+        assert task.evaluate(oracle, batches, lambda: next(asked), lambda _: contextlib.nullcontext()) is None
 
 
-def test_what_is_found_is_told_in_pixels_of_the_image_on_disk() -> None:
+def test_what_is_found_is_scored_while_the_others_are_told_to_wait(root: Path) -> None:
+    task, oracle = opened(job(root, root / "model", name="waits")), Oracle()
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def together(phase: str) -> Iterator[None]:
+        # By then no batch is left to give a sign of life.
+        assert sorted(oracle.seen) == list(range(6))
+        seen.append(f"{phase} begins")
+        yield
+        seen.append("ends")
+
+    with task.open_eval() as loader:
+        task.evaluate(oracle, oracle.watching(iter(loader)), lambda: False, together)
+    assert seen == ["scoring what was found begins", "ends"]
+
+
+def test_boxes_are_told_in_pixels_of_the_image_on_disk() -> None:
     # An input of 2 x 4 pixels of an image of 6 x 8: three times as high, twice as wide.
     boxes = torch.tensor([[1.0, 0.0, 3.0, 2.0]])
-    masks = torch.tensor([[[True, True, False, False], [True, True, False, False]]])
-    found = detection.in_source(Detections(boxes, torch.ones(1), torch.zeros(1).long(), masks), (2, 4), (6, 8))
-    assert found.boxes.tolist() == [[2.0, 0.0, 6.0, 6.0]]
-    assert found.masks is not None
-    assert found.masks.shape == (1, 6, 8)
-    assert found.masks[0, :, :4].all()
-    assert not found.masks[0, :, 4:].any()
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 2, 4).bool())
-    assert detection.in_source(nothing, (2, 4), (6, 8)).masks.shape == (0, 6, 8)  # type: ignore[union-attr]
+    assert detection.boxes_in_source(boxes, (2, 4), (6, 8)).tolist() == [[2.0, 0.0, 6.0, 6.0]]
+
+
+def by_hand(soft: torch.Tensor, size: tuple[int, int], source_size: tuple[int, int], threshold: float) -> np.ndarray:
+    """One mask, probability by probability: along each axis to the padded input, cut, and on to the source."""
+
+    def enlarged(values: np.ndarray, length: int) -> np.ndarray:
+        centres = (np.arange(length) + 0.5) * len(values) / length - 0.5
+        return np.interp(centres.clip(0, len(values) - 1), np.arange(len(values)), values)
+
+    def along(values: np.ndarray, axis: int, length: int) -> np.ndarray:
+        return np.apply_along_axis(enlarged, axis, values, length)
+
+    whole = along(along(soft.double().numpy(), 0, 4 * soft.shape[0]), 1, 4 * soft.shape[1])[: size[0], : size[1]]
+    return along(along(whole, 0, source_size[0]), 1, source_size[1]) > threshold
+
+
+@pytest.mark.parametrize("source_size", [(26, 40), (97, 61), (11, 15)])
+def test_masks_are_compared_with_the_threshold_once_over_the_image_on_disk(source_size: tuple[int, int]) -> None:
+    probabilities = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    size, threshold = (26, 40), 0.6
+    runs = detection.runs_in_source(SoftMasks(probabilities, 4, threshold), size, source_size)
+    for own, soft in zip(runs, probabilities, strict=True):
+        expected = by_hand(soft, size, source_size, threshold)
+        mask = coco_mask.decode({"size": list(source_size), "counts": own}).astype(bool)
+        assert mask.shape == source_size
+        # Float32 and float64 may differ at the very threshold.
+        assert (mask != expected).mean() < 0.002
+        assert 0.05 < mask.mean() < 0.95
+    assert detection.runs_in_source(SoftMasks(probabilities[:0], 4, threshold), size, source_size) == []
+
+
+def test_masks_over_the_image_on_disk_are_held_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    encode = detection.run_lengths.encode
+    monkeypatch.setattr(detection.run_lengths, "encode", lambda masks: seen.append(masks.shape) or encode(masks))
+    assert len(detection.runs_in_source(SoftMasks(torch.rand(5, 8, 8), 4, 0.5), (32, 32), (50, 60))) == 5
+    assert seen == [(1, 50, 60)] * 5
+
+
+def test_two_names_for_the_same_images_are_refused_unless_that_is_meant(root: Path) -> None:
+    view = {"root": str(root / "scenes"), "short_sides": [64], "long_side": 96, "loader": "torch"}
+    same = {"annotations": "annotations/instances_train2017.json", "images": "train2017"}
+    with pytest.raises(ConfigError, match=r"'val' holds the very images of 'train'.*\{split\}.*data\.eval_split=train"):
+        opened(job(root, root / "model", name="same", data={**view, "options": same}))
+    opened(job(root, root / "model", name="meant", data={**view, "options": same, "eval_split": "train"}))
+    apart = {"annotations": "annotations/instances_{split}2017.json", "images": "{split}2017"}
+    opened(job(root, root / "model", name="apart", data={**view, "options": apart}))
+
+
+# Eleven of the scenes have objects: 2.75 steps of 4 an epoch.
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"duration": "2 epochs"}, None),
+        ({"duration": "8 steps", "schedule": {"warmup": "2 steps"}}, "the rate falls at step 22, 31 of 8 only"),
+        ({"duration": "8 steps", "schedule": {"warmup": "2 steps"}}, r"milestones='\[5 steps, 7 steps\]' would do"),
+        ({"duration": "9 steps", "schedule": {"milestones": ["3 steps"]}}, "'500 steps' ends at step 500 of 9"),
+        ({"duration": "9 steps", "schedule": {"name": "cosine", "warmup": "9 steps"}}, "warmup='0 steps' would do"),
+        ({"duration": "9 steps", "schedule": {"name": "cosine", "warmup": "8 steps"}}, None),
+        ({"duration": "9 steps", "schedule": {"warmup": "8 steps", "milestones": ["2 epochs", "8 steps"]}}, None),
+        ({"duration": "9 steps", "schedule": {"warmup": "0 steps", "milestones": ["3 epochs"]}}, "step 9 of 9 only"),
+    ],
+)
+def test_a_run_that_is_too_short_for_its_schedule_is_refused_with_what_works(
+    root: Path, values: dict[str, Any], told: str | None
+) -> None:
+    config = job(root, root / "model", name="short", **values)
+    if told is None:
+        opened(config)
+        return
+    with pytest.raises(ConfigError, match=told):
+        opened(config)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 11, 12, 400])
+def test_the_schedule_that_is_proposed_is_accepted(root: Path, total: int) -> None:
+    def asked(overrides: list[str]) -> DetectionConfig:
+        values: dict[str, Any] = {"job": "detect", "model": {"backbone": "x"}, "duration": f"{total} steps"}
+        for override in overrides:
+            config_file.assign(values, override)
+        found = config.resolve_any(values)
+        assert isinstance(found, DetectionConfig)
+        return found
+
+    with pytest.raises(ConfigError) as refused:
+        detection_config.check_schedule(asked([]), total, samples=1000)
+    proposed = re.findall(r"(schedule\.\w+=(?:'[^']*'|\w+)) would do", str(refused.value))
+    assert len(proposed) == 2
+    detection_config.check_schedule(asked([one.replace("'", "") for one in proposed]), total, samples=1000)
 
 
 def test_splits_of_other_classes_are_refused(root: Path) -> None:

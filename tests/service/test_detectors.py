@@ -37,6 +37,12 @@ def _build(name: str, **options: Any) -> Detector:
     return detectors.build(name, _trunk(), 3, **{**SMALL[name], "trainable_layers": 4, **options})
 
 
+@pytest.mark.parametrize("option", ["name", "trunk", "num_classes"])
+def test_an_option_with_the_name_of_an_argument_is_refused_as_any_other(name: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} has no option '{option}'"):
+        detectors.build(name, _trunk(), 3, **{**SMALL[name], option: 1})
+
+
 def test_the_table_has_all_detectors() -> None:
     assert set(SMALL) == set(detectors.available())
 

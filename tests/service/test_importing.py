@@ -449,4 +449,4 @@ def test_what_was_done_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     said = capsys.readouterr().out
     assert "resnet18, 5 classes (ant, bee, ..., eel), pretext lorot_i, 4 outputs" in said
     assert "note: fc2.* is the pretext head, pretext_fc.*" in said
-    assert "next: lorot wsol --model models:/m/3 --data folder --root FOLDER" in said
+    assert "next: lorot wsol --model models:/m/3 --data folder --root FOLDER --split val\n" in said

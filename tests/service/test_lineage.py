@@ -67,5 +67,31 @@ def test_where_nothing_was_recorded_nothing_is_found_and_no_database_is_made(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_version_says_of_what_its_numbers_are_and_keeps_none_of_an_earlier_run(place: str, tmp_path: Path) -> None:
+    recording = TrackingConfig(system_metrics=False)
+    first = tracking.open_run(recording, name="small", folder=tmp_path / "run")
+    first.finish()
+    written(tmp_path / "run" / "model")
+    registry.register(tmp_path / "run" / "model", name="small", run_id=first.run_id, metric="val/top1")
+    resolved = registry.resolve("models:/small/1")
+
+    def tagged(name: str, metrics: dict[str, float], **about: Any) -> dict[str, str]:
+        run = tracking.open_run(recording, name=name, folder=tmp_path / name)
+        lineage.tag_version(run, resolved, "detect", metrics, ("AP", "APs"), **about)
+        assert run.finish() == ""
+        tags = tracking.client().get_model_version("small", "1").tags
+        assert tags["downstream.detect.run_id"] == run.run_id
+        return {key: tags[f"downstream.detect.{key}"] for key in ("AP", "APs", "data_digest", "config_digest", "seed")}
+
+    values = {"AP": "0.5", "APs": "0.25", "data_digest": "d1", "config_digest": "c1", "seed": "3"}
+    about = {"data_digest": "d1", "config_digest": "c1", "seed": 3}
+    assert tagged("one", {"AP": 0.5, "APs": 0.25, "AR1": 0.1}, **about) == values
+    assert registry.list_models()[0].downstream == {"detect.AP": 0.5, "detect.APs": 0.25}
+    # Scenes without small objects, by a run that says nothing of itself.
+    nothing = {"AP": "0.75", "APs": "", "data_digest": "", "config_digest": "", "seed": ""}
+    assert tagged("two", {"AP": 0.75}) == nothing
+    assert registry.list_models()[0].downstream == {"detect.AP": 0.75}
+
+
 def test_what_is_learnt_from_and_measured_on_are_not_taken_for_each_other() -> None:
     assert lineage.split_digest("a", "b") != lineage.split_digest("b", "a")

@@ -1,5 +1,6 @@
 """The paper's figures on models whose answers are known, against slow counts image by image; and from the registry."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from pipelines import manifest, pretext
 from pipelines.manifest import Heading, Manifest, Rows
 from pipelines.plan import View
-from service import bundle, registry, store
+from service import bundle, provenance, registry, store
 from service.bundle import Card, write_bundle
 from service.config import ModelConfig, TrackingConfig
 from service.downstream import subject
@@ -255,12 +256,14 @@ def test_figures_of_registered_models_are_recorded_beside_each(
         else:
             stored = json.loads((tmp_path / "out" / name).read_text())
             assert (stored["data_digest"], stored["seed"]) == (data.digest, 0)
+            assert [view["size"] for view in stored["views"]] == [SIZE, SIZE]
     assert result.titles == ("plain 1", "turned 1")
     assert "pretext-cam/accuracy" not in result.metrics[0]
     assert any("plain 1 (pretext none)" in notice for notice in result.notices)
     for record_id, metrics, name in zip(result.record_ids, result.metrics, ("plain", "turned"), strict=True):
         record = store.client(place).get_run(record_id)
         assert record.data.tags["model.name"] == name
+        assert record.data.params["view.mean"] == str(list(WHOLE.mean))
         assert record.data.metrics["figures/affinity/lorot_e"] == pytest.approx(metrics["affinity/lorot_e"])
         paths = {item.path for item in store.client(place).list_artifacts(record_id)}
         assert paths == set(result.files)
@@ -280,6 +283,13 @@ def test_unknown_figures_and_empty_wishes_are_refused(tmp_path: Path) -> None:
         job.run(["models:/m@latest"], output=tmp_path, kinds=["umap"])
     with pytest.raises(ConfigError, match="at least one image"):
         job.run([], output=tmp_path)
+
+
+def test_settings_that_are_recorded_tell_one_preprocessing_from_another(tmp_path: Path) -> None:
+    data = data_set(tmp_path, 2)
+    subjects = [asked(half_model(), dataclasses.replace(WHOLE, mean=(mean, 0.0, 0.0))) for mean in (0.0, 0.0, 0.1)]
+    about = [provenance.digest(job.settings(question(data, one), ("cam",), (one,))) for one in subjects]
+    assert about[0] == about[1] != about[2]
 
 
 def test_two_models_of_one_name_get_files_of_their_own() -> None:

@@ -72,6 +72,21 @@ def test_true_boxes_count_whole_or_cut_to_what_the_network_saw() -> None:
     assert OFFICIAL.overlap(found, hidden, window, 20)[0, 0] == 0.0
 
 
+def test_the_centre_box_is_scored_against_what_found_boxes_are_scored_against() -> None:
+    # Of a source 80 x 40 the network saw the middle 40 x 40; the true box is all of that, and 10 columns either side.
+    heights, widths, window = np.array([40]), np.array([80]), np.array([[0, 20, 40, 40]])
+    truth, shares = [np.array([[10.0, 0.0, 70.0, 40.0]])], np.array([0.5, 1.0])
+    whole = PAPER.centre_overlap(shares, heights, widths, truth, window, 20)
+    np.testing.assert_allclose(whole, [[40 * 20 / (60 * 40), 60 * 40 / (80 * 40)]])
+    seen = OFFICIAL.centre_overlap(shares, heights, widths, truth, window, 20)
+    np.testing.assert_allclose(seen, [[0.25, 1.0]])
+    # A found box that is the centre box gets the same, whichever protocol.
+    same = np.array([[[5, 5, 15, 15], [0, 0, 20, 20]]])
+    np.testing.assert_allclose(OFFICIAL.overlap(same, truth, window, 20), seen)
+    everything = np.array([[0, 0, 40, 80]])
+    np.testing.assert_allclose(PAPER.overlap(same, truth, everything, 20), whole)
+
+
 def test_disjoint_boxes_get_nothing_where_an_unclamped_iou_would_give_all() -> None:
     # Apart in both directions: (-10) * (-10) pixels over 10 * 10 + 10 * 10 - 100 would be 1.
     found, truth = np.array([[[0, 0, 10, 10]]]), [np.array([[20.0, 20.0, 30.0, 30.0]])]

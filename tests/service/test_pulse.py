@@ -6,6 +6,7 @@ import time
 import pytest
 from torch.distributed import TCPStore
 
+from service.errors import ConfigError
 from service.training import pulse
 from service.training.pulse import Pulse
 
@@ -71,6 +72,29 @@ def test_a_store_that_cannot_be_reached_any_more_is_named(told):
     del store
     assert told.get(timeout=30) == f"the rendezvous at {where} has not answered for {SILENCE_S:g} s"
     survivor.stop()
+
+
+def test_a_machine_that_ends_while_the_store_is_slow_still_says_so(store, told, monkeypatch):
+    def fails(self, store, told):
+        raise RuntimeError("slow")
+
+    monkeypatch.setattr(Pulse, "_look", fails)
+    ending = Pulse(f"127.0.0.1:{store.port}", "first", 0, 2, told.put, 60.0)
+    ending.start()
+    begun(store, 0)
+    ending.stop()
+    assert store.get("lorot/pulse/first/0") == b"over"
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [("login1", ("login1", 29400)), ("login1:7", ("login1", 7)), ("[fd00::1]:7", ("fd00::1", 7))],
+)
+def test_a_place_may_leave_its_port_to_the_default(where, place, told):
+    made = Pulse(where, "first", 0, 2, told.put)
+    assert (made._host, made._port) == place
+    with pytest.raises(ConfigError, match="write HOST:PORT"):
+        Pulse("login1:x", "first", 0, 2, told.put)
 
 
 def test_one_worker_of_each_of_several_machines_does_it_and_none_elsewhere(monkeypatch, told):

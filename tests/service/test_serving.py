@@ -248,3 +248,33 @@ def test_class_names_that_stand_twice_keep_both_their_probabilities() -> None:
     card = dataclasses.replace(CARD, classes=("crane", "dog", "crane"))
     (answer,) = serving.Predictor(network(), card).predict(pandas.DataFrame({"image": [jpeg()]}))
     assert set(answer["probabilities"]) == {"crane (0)", "dog", "crane (2)"}
+
+
+def test_a_request_of_too_many_pixels_is_refused_before_any_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = served(tmp_path)
+    monkeypatch.setattr(serving, "sound", lambda *given: pytest.fail("it was looked at"))
+    for columns in ({"image": [png(8000, 8000)] * 16}, {"image": [jpeg(), *[png(8000, 8000)] * 16]}):
+        with pytest.raises(
+            MlflowException, match="pixels together, more than the 1,000,000,000 that are taken"
+        ) as caught:
+            model.predict(pandas.DataFrame(columns))
+        assert caught.value.get_http_status_code() == 400
+    monkeypatch.setattr(serving, "MOST_PIXELS_TOGETHER", 31)
+    with pytest.raises(MlflowException, match="32 pixels together"):
+        model.predict(pandas.DataFrame({"pixels": [np.zeros((4, 4, 3))] * 2}))
+
+
+def test_want_of_memory_and_mistakes_of_ours_are_not_said_to_be_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = serving.Predictor(network(), CARD)
+    request = pandas.DataFrame({"image": [jpeg()]})
+    for step, error in ((serving.torch_reference, MemoryError), (serving, ZeroDivisionError)):
+
+        def fails(*given: Any, error: type[Exception] = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "render_batch" if step is serving.torch_reference else "eval_plan", fails)
+            with pytest.raises(error):
+                predictor.predict(request)

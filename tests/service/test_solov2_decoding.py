@@ -103,6 +103,9 @@ def test_masks_end_with_the_content_and_what_lies_in_the_padding_is_no_detection
     assert found.boxes.tolist() == [[0, 0, 16, 14]] * 2
     assert found.masks is not None
     assert found.masks.shape == (2, 14, 16)
+    # What goes on to another size is of the same detections.
+    assert found.soft is not None
+    assert torch.equal(found.soft.all_drawn((14, 16)), found.masks)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from service import bundle, registry, store
 from service.bundle import Card, write_bundle
 from service.config import ModelConfig, TrackingConfig
 from service.downstream import localization, subject, wsol
+from service.downstream.protocol import OFFICIAL, PAPER, Protocol
 from service.downstream.scores import CAM_THRESHOLDS, CENTRE_SHARES, IOU_THRESHOLDS, Tally
 from service.errors import ConfigError, DataError
 from service.models import Classifier, build
@@ -79,10 +81,12 @@ def colour_model(swapped: bool = False) -> Classifier:
     return model
 
 
-def measured(model: nn.Module, data: Manifest, view: View, batch_size: int = 4) -> localization.Measured:
+def measured(
+    model: nn.Module, data: Manifest, view: View, batch_size: int = 4, protocol: Protocol = PAPER
+) -> localization.Measured:
     source = Source(data, view, pretext.load("none"), seed=0)
     with loading.open_eval("torch", source, batch_size=batch_size, num_threads=1) as batches:
-        return localization.measure(model, data, view, batches, len(data))
+        return localization.measure(model, data, view, batches, len(data), protocol=protocol)
 
 
 def test_a_model_that_sees_the_square_puts_its_box_exactly_there(tmp_path: Path) -> None:
@@ -117,6 +121,23 @@ def test_a_wrong_answer_in_the_right_place_is_known_but_not_top1(tmp_path: Path)
     assert (scores.top1_loc == 0).all()
     assert scores.top5 == 1.0
     assert (scores.top5_loc == 0.5).all()
+
+
+def test_under_the_official_protocol_the_centre_box_is_scored_within_the_crop_as_well(tmp_path: Path) -> None:
+    # True boxes are as wide as the images, of which the network sees the middle square: cut to it, they are all of it.
+    view = dataclasses.replace(WHOLE, size=24, crop="random_resized", eval_crop=1.0)
+    images = [np.full((48, 96, 3), 50 * index, np.uint8) for index in range(1, 4)]
+    data = data_set(tmp_path, images, [0, 1, 0], [np.array([[0, 0, 96, 48]])] * 3)
+    full = list(CENTRE_SHARES).index(1.0)
+    for protocol in (PAPER, OFFICIAL):
+        scores = measured(colour_model(), data, view, protocol=protocol).scores
+        assert (scores.centre_gt_known[full] == 1).all()
+    shifted = tmp_path / "shifted"
+    shifted.mkdir()
+    data = data_set(shifted, images, [0, 1, 0], [np.array([[24, 0, 72, 48]])] * 3)
+    whole, cut = (measured(colour_model(), data, view, protocol=one).scores for one in (PAPER, OFFICIAL))
+    assert (cut.centre_gt_known[full] == 1).all()
+    np.testing.assert_array_equal(whole.centre_gt_known[full], IOU_THRESHOLDS <= 0.5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
@@ -286,6 +307,11 @@ def test_a_registered_model_gets_its_results_beside_it(
 
     with pytest.raises(ConfigError, match="say where 'other' lies with --root"):
         wsol.run("models:/squares@latest", data="other")
+    monkeypatch.chdir(tmp_path)
+    result = wsol.run("models:/squares@latest", loader="torch", limit=4, progress=False)
+    assert re.fullmatch(r"runs/wsol-squares-1-[0-9a-f]{8}", str(result.folder))
+    assert (result.folder / "wsol.json").exists()
+    asked.clear()
     result = wsol.run(
         "models:/squares@latest",
         loader="torch",

@@ -79,29 +79,35 @@ def soak(made: Cluster, chosen: list[Fault], minutes: float, seed: int) -> int:
             time.sleep(0.1)
         if made.is_done():
             break
-        inject(made, deck.pop(), dice, felt, time.monotonic() - began)
+        fault = deck.pop()
+        if not inject(made, fault, dice, felt, time.monotonic() - began):
+            # There was nothing to do it to at this moment.
+            deck.insert(0, fault)
     spent = time.monotonic() - began - first_s
     ends = dict(sorted(made.ends.items()))
     made.end()
+    made.settle()
     print(f"exit codes of launchers: {', '.join(f'{code} ({count} times)' for code, count in ends.items())}")
     show(felt)
     attempts = made.steps_begun()
     print(f"steps made again: {attempts - total} of {total}")
     print(f"time: {spent / 60:.1f} minutes, {spent * steps_per_s / total:.2f} of what an undisturbed run takes")
     complaints = lost(made, total)
+    # A fault that nothing was tried with proves nothing.
+    complaints += [f"{name}: was never injected; run it for longer" for name, times in felt.items() if not times]
     for complaint in complaints:
-        print(f"LOST: {complaint}")
+        print(f"NOT WELL: {complaint}")
     if not complaints:
         print("lost: nothing (samples, steps, record, model)")
     return int(bool(complaints))
 
 
-def inject(made: Cluster, fault: Fault, dice: random.Random, felt: dict[str, list[float]], at: float) -> None:
-    """Let it happen, and wait until training goes on."""
+def inject(made: Cluster, fault: Fault, dice: random.Random, felt: dict[str, list[float]], at: float) -> bool:
+    """Let it happen, and wait until training goes on; false if it could not happen now."""
     struck_ns, reached = time.time_ns(), made.latest()
     did = fault.inject(made, dice)
     if not did:
-        return
+        return False
 
     def trains() -> bool:
         # Steps that were under way when it struck are no sign of recovery: those of a later attempt are.
@@ -112,6 +118,7 @@ def inject(made: Cluster, fault: Fault, dice: random.Random, felt: dict[str, lis
     after_s = (time.time_ns() - struck_ns) / 1e9
     felt[fault.name].append(after_s)
     print(f"{at / 60:6.1f} min  {fault.name}: {did}; step {made.latest().step} after {after_s:.0f} s", flush=True)
+    return True
 
 
 def show(felt: dict[str, list[float]]) -> None:

@@ -135,6 +135,10 @@ class Cluster:
                 job.wait(180)
             self._jobs.clear()
 
+    def settle(self) -> None:
+        """Let the tracking server have what still waits for it, as `lorot sync` does for a user."""
+        self.hub.start("-m", "service.cli", "sync", str(self.run)).wait(300)
+
     def is_done(self) -> bool:
         """Whether the job has come to its end, and left its last word."""
         with self._lock:

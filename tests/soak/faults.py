@@ -94,7 +94,7 @@ def damage_checkpoint(made: Cluster, dice: Random) -> str:
         found = made.checkpoints()
         if len(found) < 2:
             return "no second checkpoint yet, so none was damaged; all machines died"
-        file = dice.choice(sorted(path for path in found[0].iterdir() if path.is_file()))
+        file = dice.choice(sorted(path for path in found[0].iterdir() if path.stat().st_size))
         content = bytearray(file.read_bytes())
         if dice.random() < 0.5:
             del content[dice.randrange(len(content)) :]

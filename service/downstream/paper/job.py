@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from service import registry
+from service import bundle, registry
 from service.config import TrackingConfig
 from service.downstream.paper import affinity, cam_grid, embedding, pretext_cam
 from service.downstream.paper.asking import Drawn, ImpossibleError, Question
@@ -119,7 +119,7 @@ def run(
             found,
             tracking_config=TrackingConfig(uri=tracking_uri, experiment=experiment),
             folder=folder / f"record-{label}",
-            params=settings(question, tuple(drawn)),
+            params=settings(question, tuple(drawn), (subject,)),
             tags={"data": manifest.name, "data_digest": manifest.digest, "models": " ".join(models)},
             artifacts=[folder / name for name in _files(drawn)],
             # The divergence of an embedding says nothing of a model.
@@ -131,8 +131,9 @@ def run(
     return Result(folder, titles, metrics, _files(drawn), tuple(record_ids), tuple(notices))
 
 
-def settings(question: Question, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """All that the numbers follow from, besides the weights and the images."""
+def settings(question: Question, kinds: tuple[str, ...], subjects: tuple[Subject, ...]) -> dict[str, Any]:
+    """All that the numbers of these models follow from, besides the weights and the images."""
+    views = [bundle.evaluation_view(subject.view) for subject in subjects]
     return {
         "kinds": ",".join(kinds),
         "tasks": ",".join(question.tasks),
@@ -142,6 +143,7 @@ def settings(question: Question, kinds: tuple[str, ...]) -> dict[str, Any]:
         "seed": question.seed,
         "data": question.manifest.name,
         "split": question.manifest.split,
+        **({"view": views[0]} if len(views) == 1 else {"views": views}),
     }
 
 
@@ -178,7 +180,11 @@ def _draw(question: Question, kinds: tuple[str, ...], folder: Path) -> tuple[dic
                 raise
             notices.append(f"no figure {kind}: {error}")
             continue
-        about = {"kind": kind, **settings(question, (kind,)), "data_digest": question.manifest.digest}
+        about = {
+            "kind": kind,
+            **settings(question, (kind,), question.subjects),
+            "data_digest": question.manifest.digest,
+        }
         (folder / f"{kind}.json").write_text(json.dumps({**about, **one.numbers}, indent=1))
         drawn[kind] = one
         notices += [one.notice] if one.notice else []

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from service.models.detections import Detections
-from service.models.solov2.branches import convolve_dynamically, resize
+from service.models.detections import Detections, SoftMasks
+from service.models.solov2.branches import convolve_dynamically
 from service.models.solov2.options import Options
 from service.models.solov2.suppression import matrix_nms
 
-# Masks enlarged at a time: at 800 x 1333 px one takes 4 MB.
-_CHUNK = 16
+# Pixels of the input to one of the mask features.
+_STRIDE = 4
 
 
 def decode(
@@ -40,11 +40,12 @@ def decode(
     kept = lowered >= options.update_thresh
     order, lowered = order[kept], lowered[kept]
     best = lowered.argsort(descending=True, stable=True)[: options.max_per_image]
-    masks = _enlarge(probabilities[order[best]], size, options.mask_thresh)
+    masks = SoftMasks(probabilities[order[best]], _STRIDE, options.mask_thresh).all_drawn(size)
     # What lies in the padding alone is no object of the image.
     seen = masks.flatten(1).any(dim=1)
     masks, best = masks[seen], best[seen]
-    return Detections(boxes_around(masks), lowered[best], labels[order[best]], masks)
+    soft = SoftMasks(probabilities[order[best]], _STRIDE, options.mask_thresh)
+    return Detections(boxes_around(masks), lowered[best], labels[order[best]], masks, soft)
 
 
 def boxes_around(masks: Tensor) -> Tensor:
@@ -54,14 +55,3 @@ def boxes_around(masks: Tensor) -> Tensor:
     low = [side.argmax(dim=1) for side in (columns, rows)]
     high = [side.shape[1] - side.flip(1).argmax(dim=1) for side in (columns, rows)]
     return torch.stack([*low, *high], dim=1).float()
-
-
-def _enlarge(probabilities: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Masks (k, h, w) bool in pixels of the content, from probabilities at a quarter of the padded input."""
-    height, width = size
-    full = [side * 4 for side in probabilities.shape[1:]]
-    masks = torch.zeros(len(probabilities), height, width, dtype=torch.bool, device=probabilities.device)
-    for at in range(0, len(probabilities), _CHUNK):
-        enlarged = resize(probabilities[None, at : at + _CHUNK], full)[0]
-        masks[at : at + _CHUNK] = enlarged[:, :height, :width] > threshold
-    return masks

@@ -1,0 +1,80 @@
+"""Two workers of which the main one is busy for longer than the others wait in a collective operation."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service import splits
+from tests.service import small_model, small_scenes
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+# Both fetching the model and scoring take longer than `timeout_s`, and than the watchdog has patience for a step.
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+import torch
+from service import resolution, splits
+from service.downstream.coco_scores import Scorer
+from service.run_folder import RunFolder
+from service.training import detection, distributed
+from service.training.watchdog import Watchdog
+from tests.service import small_scenes
+
+root, timeout_s, busy_s = Path(sys.argv[1]), 8.0, 14.0
+
+def slowly(action):
+    def slow(*arguments):
+        time.sleep(busy_s)
+        return action(*arguments)
+    return slow
+
+resolution.resolve, Scorer.compute = slowly(resolution.resolve), slowly(Scorer.compute)
+world = distributed.connect("cpu", timeout_s)
+config = small_scenes.job(root, root / "model")
+folder = RunFolder(config.folder)
+folder.make()
+task = detection.open_task(config, folder, world, *splits.load(config))
+torch.manual_seed(0)
+network = task.build().eval()
+dog = Watchdog(folder, world, timeout_s)
+with dog, task.open_eval() as loader:
+    batches = dog.through(iter(loader), "waiting", "evaluating")
+    found = task.evaluate(network, batches, lambda: False, dog.together)
+print(json.dumps(found), flush=True)
+distributed.disconnect()
+"""
+
+
+def test_a_model_that_comes_slowly_and_scores_that_take_long_do_not_end_a_job(tmp_path: Path) -> None:
+    small_scenes.drawn(tmp_path / "scenes")
+    small_model.written(tmp_path / "model")
+    # Made by now, so that the workers come at nearly the same time.
+    splits.load(small_scenes.job(tmp_path, tmp_path / "model"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    here |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/service'}"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ended
+    first, second = (json.loads(said.splitlines()[-1]) for said, _ in ended)
+    assert first == second
+    assert first["AP"] >= 0
