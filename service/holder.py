@@ -82,8 +82,12 @@ class Holder:
         if self.namespace != _namespace():
             return None
         try:
+            process = psutil.Process(self.pid)
+            # In a container whose first process does not look after orphans a dead one keeps its number for ever.
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
             # The kernel counts a start in hundredths of a second since the machine's own, which psutil adds up.
-            return abs(psutil.Process(self.pid).create_time() - self.started_s) < 1.0
+            return abs(process.create_time() - self.started_s) < 1.0
         except psutil.NoSuchProcess:
             return False
 

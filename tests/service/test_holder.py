@@ -29,6 +29,16 @@ def test_a_process_is_alive_until_it_is_killed() -> None:
     assert known.is_alive() is False
 
 
+def test_a_dead_process_that_nobody_has_looked_after_is_not_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    known = Holder.of(process.pid)
+    process.kill()
+    # Until its parent asks for its end it stays in the table of processes.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert known.is_alive() is False
+    process.wait()
+
+
 def test_another_process_under_the_same_number_is_not_taken_for_it() -> None:
     known = Holder.of(os.getpid())
     assert dataclasses.replace(known, started_s=known.started_s - 60).is_alive() is False
