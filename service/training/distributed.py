@@ -71,10 +71,8 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
     timeout = timedelta(seconds=timeout_s + (_NCCL_SPARE_S if backend == "nccl" else 0.0))
     if not dist.is_initialized():
         try:
-            if "MASTER_ADDR" in os.environ:
-                dist.init_process_group(backend, timeout=timeout)
-            else:
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            store = _meeting_place(rank, size, timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         except (RuntimeError, OSError) as error:
             if not (isinstance(error, OSError) or is_lost_peer(error)):
                 raise
@@ -89,6 +87,18 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
         os.environ.setdefault(name, str(value))
     return World(rank, size, local_rank, local_size, chosen)
+
+
+def _meeting_place(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Where the workers tell each other their addresses."""
+    if "MASTER_ADDR" not in os.environ:
+        return dist.HashStore()
+    store: dist.Store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps one store for all its restarts, in which the addresses of those that were lost still stand. Of
+        # several machines each counts its own restarts, which is why `service.jobs.torchrun` has that store turned off.
+        return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
 
 
 def disconnect() -> None:

@@ -55,11 +55,10 @@ def main() -> None:
         await_that(job, lambda: last_step(root) >= 1)
         first = time.monotonic() - began
         laps = [kill(job, root, number) for number in range(given.kills)]
+    except RuntimeError as error:
+        sys.exit(f"{error}; the end of its log:\n{(root / 'log.txt').read_text()[-2000:]}")
     finally:
-        for process in (*psutil.Process(job.pid).children(recursive=True), job):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        job.wait()
+        end(job)
         shutil.rmtree(root)
     print(f"{given.launcher}, two workers, {given.kills} kills; from the first start to its first step {first:.1f} s")
     for part in laps[0]:
@@ -81,6 +80,15 @@ def start(root: Path, given: argparse.Namespace) -> "subprocess.Popen[bytes]":
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with (root / "log.txt").open("w") as log:
         return subprocess.Popen(line, env=env, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
+
+
+def end(job: "subprocess.Popen[bytes]") -> None:
+    """Kill the job, if it still runs, and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (*psutil.Process(job.pid).children(recursive=True), job):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    job.wait()
 
 
 def kill(job: "subprocess.Popen[bytes]", root: Path, number: int) -> dict[str, float]:

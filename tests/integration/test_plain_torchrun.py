@@ -1,0 +1,55 @@
+"""A job under plain torchrun, without `lorot train`: what torchrun restarts goes on."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration import small_job
+from tests.integration.processes import await_, family, workers
+
+pytestmark = pytest.mark.integration
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without any."""
+    return max((int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-????????")), default=0)
+
+
+def test_a_worker_lost_under_plain_torchrun_comes_back_and_the_job_ends(tmp_path: Path) -> None:
+    root = small_job.prepare(tmp_path)
+    folder = root / "runs" / "disturbed"
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
+    line += ["-m", "service.training.worker", str(root / "job.yaml"), "name=disturbed", "--resume"]
+    # As a user starts it: torchrun shares one store among all restarts unless it is told otherwise.
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
+    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    log = root / "said.txt"
+    with log.open("w") as said:
+        job = subprocess.Popen(line, env=environment, stdout=said, stderr=said)
+    try:
+        await_(lambda: job.poll() is not None or newest(folder) >= 4, "a checkpoint", 200, log.read_text)
+        workers(job.pid)[1].send_signal(signal.SIGKILL)
+        assert job.wait(timeout=300) == 0, log.read_text()
+    finally:
+        for process in family(job.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        job.wait()
+    assert "exitcode: -9" in log.read_text(), "no worker was lost: the test shows nothing"
+    assert sorted(small_job.samples(root, "disturbed")) == list(range(1, small_job.STEPS + 1))
+    assert small_job.tensors(root, "disturbed")
