@@ -14,7 +14,7 @@ WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUD
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint test-integration bench bench-data soak variants clean
+.PHONY: help setup quickstart test lint test-integration bench bench-training bench-data soak variants clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,7 +43,7 @@ lint: setup ## ruff, the type checker, and who may import whom
 	$(PYTEST) tests/test_architecture.py
 
 test-integration: setup ## the tests that start servers and jobs
-	$(PYTEST) -m integration
+	$(PYTEST) -m integration --durations=20
 
 bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \
@@ -51,8 +51,11 @@ bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \
 	  --model resnet_small --micro-batch 64 --rounds 40
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.pretext_cost
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.checkpoint_stall
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.determinism_cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.wsol_rate
+
+bench-training: setup ## what checkpoints, determinism, a second worker, the record and a lost worker cost: a quarter of an hour
+	for each in checkpoint_stall determinism_cost weak_scaling record_cost recovery_time plan_accuracy; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.$$each || exit 1; done
 
 bench-data: setup ## loaders side by side in one run: three quarters of an hour; fills .bench (see tests/benchmarks/data)
 	$(BIN)/python -m tests.benchmarks.data

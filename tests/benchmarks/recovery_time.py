@@ -56,7 +56,7 @@ def main() -> None:
         first = time.monotonic() - began
         laps = [kill(job, root, number) for number in range(given.kills)]
     except RuntimeError as error:
-        sys.exit(f"{error}; the end of its log:\n{(root / 'log.txt').read_text()[-2000:]}")
+        sys.exit(f"{error}; the end of its log:\n{(root / 'log.txt').read_text()[-8000:]}")
     finally:
         end(job)
         shutil.rmtree(root)
