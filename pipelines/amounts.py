@@ -1,4 +1,6 @@
-"""Amounts of bytes as people read them."""
+"""Amounts: of bytes as people read them, and whole numbers as people give them."""
+
+from pipelines.errors import DataError
 
 
 def shown_bytes(count: float) -> str:
@@ -8,3 +10,9 @@ def shown_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} PB"
+
+
+def check_whole(what: str, value: object, low: int, high: int) -> None:
+    """Raise DataError, which begins with `what`, unless the value is a whole number from low to high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DataError(f"{what}: {value!r} is not a whole number from {low} to {high}")

@@ -1,6 +1,5 @@
 """Images with objects rendered in plain torch and torchvision: what DALI's rendering is held to."""
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +10,10 @@ from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes
 
 from pipelines import run_lengths
+from pipelines.inline_renderer import InlineRenderer
 from pipelines.instance_plan import InstancePlan, InstanceView
 from pipelines.plan import take
 from pipelines.rendered import Rendered
-from pipelines.soundness import UnsoundError
 from pipelines.torch_reference import decode
 
 
@@ -56,47 +55,15 @@ def render(
     return padded, boxes.as_subclass(Tensor), masks
 
 
-class Renderer:
-    """Renders in `prepare`, in the calling thread; `submit` and `collect` only queue."""
+def renderer(view: InstanceView, with_masks: bool) -> InlineRenderer[Rendered]:
+    """Renders batches for a loader."""
 
-    depth = 1
-    ready = True
-
-    def __init__(self, view: InstanceView, with_masks: bool) -> None:
-        self._view = view
-        self._with_masks = with_masks
-        self._rendered: deque[Rendered] = deque()
-
-    def prepare(self, samples: Sequence[bytes | np.ndarray], plan: InstancePlan) -> Rendered:
-        """The rendered batch; raises UnsoundError if an image cannot be decoded."""
-        try:
-            parts = [
-                render(sample, self._view, take(plan, row), self._with_masks) for row, sample in enumerate(samples)
-            ]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnsoundError(str(error)) from None
+    def batch(samples: Sequence[bytes | np.ndarray], plan: InstancePlan) -> Rendered:
+        parts = [render(sample, view, take(plan, row), with_masks) for row, sample in enumerate(samples)]
         images, boxes, masks = zip(*parts, strict=True)
         return Rendered(torch.stack(images).contiguous(memory_format=torch.channels_last), boxes, masks)
 
-    def submit(self, rendered: Rendered) -> None:
-        """Hand in one prepared batch."""
-        self._rendered.append(rendered)
-
-    def collect(self) -> Rendered:
-        """The oldest batch submitted."""
-        return self._rendered.popleft()
-
-    def fault(self, sample: bytes | np.ndarray, plan: InstancePlan) -> str | None:
-        """Why PIL cannot decode one sample, of which `plan` is the one row; None if it can."""
-        try:
-            self.prepare([sample], plan)
-        except UnsoundError as error:
-            return f"the file is damaged: {error}"
-        return None
-
-    def close(self) -> None:
-        """Nothing is held but what was not collected."""
-        self._rendered.clear()
+    return InlineRenderer(batch)
 
 
 def _nearest(masks: Tensor, size: list[int]) -> Tensor:

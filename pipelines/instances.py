@@ -232,7 +232,7 @@ def _renderer(
     if kind == "torch":
         from pipelines import instance_reference
 
-        return lambda depth: instance_reference.Renderer(source.view, source.with_masks)
+        return lambda depth: instance_reference.renderer(source.view, source.with_masks)
     if kind != "dali":
         raise LorotError(f"loader {kind!r} does not exist; there are dali, torch")
     from pipelines import dali

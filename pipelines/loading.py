@@ -124,7 +124,7 @@ def _renderer(
     if kind == "torch":
         from pipelines import torch_reference
 
-        return lambda depth: torch_reference.Renderer(source.view, source.render_pretext, dtype=dtype)
+        return lambda depth: torch_reference.renderer(source.view, source.render_pretext, dtype=dtype)
     if kind not in ("dali", "stock"):
         raise LorotError(f"loader {kind!r} does not exist; there are dali, stock, torch")
     from pipelines import dali

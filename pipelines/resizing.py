@@ -93,6 +93,8 @@ def prepare_file(encoded: bytes, height: int, width: int, recipe: Recipe) -> Pic
             upright = ImageOps.exif_transpose(image) if orientation != 1 else image
             decoded = upright if plain or upright.mode == "RGB" else upright.convert("RGB")
             decoded.load()
+    except MemoryError:  # It says nothing about the image.
+        raise
     except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
         raise UnsoundError(f"the file is damaged: {str(error) or type(error).__name__}") from None
     # Not in there: a fault of the code that resizes is not one of the image.
@@ -139,6 +141,8 @@ def _finish(image: Image.Image, target: tuple[int, int], recipe: Recipe, usual: 
             image.save(file, "JPEG", quality=recipe.quality, subsampling="4:2:0", restart_marker_blocks=interval)
         else:
             (image.convert("RGB") if image.mode == "RGBX" else image).save(file, "PNG")
+    except MemoryError:
+        raise
     except Exception as error:  # As of reading: a side above 65,500 pixels, for one, is an OSError.
         form = "JPEG" if ending == "jpg" else "PNG"
         raise UnsoundError(f"cannot be written as {form}: {str(error) or type(error).__name__}") from None

@@ -86,6 +86,8 @@ def _rewritten(encoded: bytes, orientation: int) -> bytes:
             turn = _TURNS.get(orientation)
             upright = image if turn is None else image.transpose(turn)
             pixels = np.asarray(upright.convert("RGB"))
+    except MemoryError:  # It says nothing about the image, whose size was looked at before.
+        raise
     except Exception as error:  # What Pillow can raise on damaged files is not written anywhere.
         reason = str(error) or type(error).__name__
         message = "no image of a known format" if "cannot identify" in reason else f"cannot be decoded: {reason}"

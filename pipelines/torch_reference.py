@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,8 +15,8 @@ from torchvision.transforms.v2 import functional as transforms
 from pipelines.augment.operations import Operation
 from pipelines.batch import DTYPES
 from pipelines.errors import LorotError
+from pipelines.inline_renderer import InlineRenderer
 from pipelines.plan import Plan, View, take
-from pipelines.soundness import UnsoundError
 
 
 def rotate_patch(images: Tensor, boxes: Tensor | np.ndarray, turns: Tensor | np.ndarray) -> Tensor:
@@ -141,46 +140,11 @@ def render_batch(
     return torch.stack(images).contiguous(memory_format=torch.channels_last)
 
 
-class Renderer:
-    """Renders in `prepare`, in the calling thread; `submit` and `collect` only queue."""
-
-    depth = 1
-    ready = True
-
-    def __init__(self, view: View, render_pretext: bool, dtype: str = "float32") -> None:
-        if dtype not in DTYPES:
-            raise LorotError(f"dtype {dtype!r} does not exist; there are {', '.join(DTYPES)}")
-        self._view = view
-        self._render_pretext = render_pretext
-        self._dtype = dtype
-        self._rendered: deque[Tensor] = deque()
-
-    def prepare(self, samples: Sequence[bytes | np.ndarray], plan: Plan) -> Tensor:
-        """The batch's images; raises UnsoundError if one of them cannot be decoded."""
-        try:
-            return render_batch(samples, self._view, plan, self._render_pretext, self._dtype)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnsoundError(str(error)) from None
-
-    def submit(self, images: Tensor) -> None:
-        """Hand in one prepared batch."""
-        self._rendered.append(images)
-
-    def collect(self) -> Tensor:
-        """The oldest batch submitted: (N, 3, size, size), channels_last."""
-        return self._rendered.popleft()
-
-    def fault(self, sample: bytes | np.ndarray, plan: Plan) -> str | None:
-        """Why PIL cannot decode one sample, of which `plan` is the one row; None if it can."""
-        try:
-            self.prepare([sample], plan)
-        except UnsoundError as error:
-            return f"the file is damaged: {error}"
-        return None
-
-    def close(self) -> None:
-        """Nothing is held but what was not collected."""
-        self._rendered.clear()
+def renderer(view: View, render_pretext: bool, dtype: str = "float32") -> InlineRenderer[Tensor]:
+    """Renders batches (N, 3, size, size), channels_last, for a loader; raises LorotError for an unknown `dtype`."""
+    if dtype not in DTYPES:
+        raise LorotError(f"dtype {dtype!r} does not exist; there are {', '.join(DTYPES)}")
+    return InlineRenderer(lambda samples, plan: render_batch(samples, view, plan, render_pretext, dtype))
 
 
 def cut(pixels: np.ndarray, window: Sequence[int]) -> np.ndarray:

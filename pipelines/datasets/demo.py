@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines import cache, listing, manifest, masks, progress
+from pipelines.amounts import check_whole
 from pipelines.drawing import files, objects, scene
 from pipelines.drawing.files import Job
 from pipelines.errors import DataError
@@ -47,10 +48,13 @@ def load(
     counts = {"train": train_count, "val": val_count}
     if split not in counts:
         raise DataError(f"data set 'demo' has no split {split!r}; it has {', '.join(counts)}")
-    _within("classes", classes, 2, len(objects.OBJECTS))
-    _within(f"{split}_count", counts[split], classes, 10**7 - 1)
-    _within("size", size, scene.MIN_SIZE, MAX_SIZE)
-    _within("seed", seed, 0, 2**63 - 1)
+    for option, value, low, high in (
+        ("classes", classes, 2, len(objects.OBJECTS)),
+        (f"{split}_count", counts[split], classes, 10**7 - 1),
+        ("size", size, scene.MIN_SIZE, MAX_SIZE),
+        ("seed", seed, 0, 2**63 - 1),
+    ):
+        check_whole(f"data set 'demo', option {option}", value, low, high)
     name = f"v{VERSION}-{size}px-{classes}classes-seed{seed}"
     job = Job(str(root / name), split, counts[split], size, classes, seed)
     found = _complete(root, name, job)
@@ -115,8 +119,3 @@ def _box(path: Path) -> np.ndarray:
     if not found.all():
         raise DataError(f"{path}: an empty mask; remove it, and it is drawn again")
     return boxes
-
-
-def _within(option: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DataError(f"data set 'demo', option {option}: {value!r} is not a whole number from {low} to {high}")

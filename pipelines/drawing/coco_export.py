@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import cache, masks, progress, run_lengths
+from pipelines.amounts import check_whole
 from pipelines.drawing import composition, objects
 from pipelines.drawing.files import JPEG_QUALITY
 from pipelines.errors import DataError
@@ -59,9 +60,7 @@ class Scenes:
             ("most", 1, composition.MOST_OBJECTS),
             ("seed", 0, 2**63 - 1),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise DataError(f"demo scenes, option {name}: {value!r} is not a whole number from {low} to {high}")
+            check_whole(f"demo scenes, option {name}", getattr(self, name), low, high)
 
     def count(self, split: str) -> int:
         """Pictures of a split."""

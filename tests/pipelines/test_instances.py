@@ -120,7 +120,7 @@ def test_masks_are_exact_whatever_the_sizes(scenes: Manifest) -> None:
     rendered = []
     for renderer in (
         dali.Renderer(graph, device="cpu", batch_size=count, num_threads=1, depth=1),
-        instance_reference.Renderer(VIEW, with_masks=True),
+        instance_reference.renderer(VIEW, with_masks=True),
     ):
         renderer.submit(renderer.prepare(images, plan))
         rendered.append(renderer.collect())

@@ -118,4 +118,4 @@ def test_an_image_is_decoded_as_it_is_shown_from_bytes_or_an_array_of_them(orien
 
 def test_an_unknown_type_is_an_error_that_names_those_there_are():
     with pytest.raises(LorotError, match="float32, float16, bfloat16, uint8"):
-        torch_reference.Renderer(View(size=8), True, "float64")
+        torch_reference.renderer(View(size=8), True, "float64")
