@@ -154,8 +154,8 @@ def resolve_any(values: dict[str, Any], source: str = "configuration") -> Traini
 def _classifying(config: TrainingConfig, source: str) -> JobConfig:
     if not isinstance(config, JobConfig):
         raise ConfigError(
-            f"{source}: job: {config.job!r} trains no classifier, and this is for classifiers only; `lorot train`, "
-            "`lorot detect` and `lorot segment` run it"
+            f"{source}: job: {config.job!r} trains no classifier, and this is for classifiers only; `lorot check` "
+            f"counts its steps, memory and storage, and `lorot {config.job} ... duration='20 steps'` shows its images/s"
         )
     return config
 

@@ -24,6 +24,17 @@ class Series:
     dashed: bool = False
 
 
+@dataclass(frozen=True)
+class Strip:
+    """A row of independent values with their mean and spread; `reference` is somebody else's number, or None."""
+
+    name: str
+    values: Sequence[float]
+    mean: float
+    deviation: float | None = None
+    reference: float | None = None
+
+
 def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: bool = False) -> Markup:
     """A chart of curves with a legend, readable at 320 CSS pixels; empty if there is no curve with a point.
 
@@ -69,6 +80,72 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
         last = one.points[-1][1]
         summary.append(f"{one.name} ends at {f'{last:.1%}' if percent else short(last)}")
     return _svg(_WIDTH, _HEIGHT, f"{title}: {', '.join(summary)}", parts)
+
+
+def strip_chart(title: str, strips: Sequence[Strip], reference: str = "") -> Markup:
+    """A row for each strip: its values as dots, the mean as a line with a bar of one deviation to both sides.
+
+    Args:
+        title: says what the values are; they are fractions, shown in per cent.
+        reference: what the diamonds are that mark the strips' references.
+
+    Returns:
+        The chart; empty without a strip.
+    """
+    if not strips:
+        return Markup("")
+    left, pitch, top = 16 + 6.6 * max(len(_cut(one.name)) for one in strips), 34, 34
+    reach = [value for one in strips for value in (*one.values, one.mean)]
+    reach += [one.mean + sign * one.deviation for one in strips if one.deviation is not None for sign in (-1, 1)]
+    reach += [one.reference for one in strips if one.reference is not None]
+    marks = [mark / 100 for mark in ticks(100 * min(reach), 100 * max(reach), 5)]
+    low, high = marks[0], marks[-1]
+    base = top + pitch * len(strips)
+
+    def across(value: float) -> float:
+        return left + (value - low) / (high - low) * (_WIDTH - left - _RIGHT)
+
+    parts = []
+    for mark in marks:
+        x = across(mark)
+        parts.append(_element("line", class_="grid", x1=x, x2=x, y1=top - 8, y2=base))
+        parts.append(_text(f"{round(100 * mark, 6):g}%", x, base + 16, "middle"))
+    summary = []
+    for number, one in enumerate(strips):
+        y = top + pitch * (number + 0.5) - 4
+        parts.append(_text(_cut(one.name), left - 8, y + 4, "end"))
+        inside = []
+        if one.deviation is not None:
+            ends = across(one.mean - one.deviation), across(one.mean + one.deviation)
+            inside.append(_element("line", class_="curve", x1=ends[0], x2=ends[1], y1=y, y2=y))
+        x = across(one.mean)
+        inside.append(_element("line", class_="curve", x1=x, x2=x, y1=y - 9, y2=y + 9))
+        inside += [_element("circle", class_="dot", cx=across(value), cy=y, r=3.5) for value in one.values]
+        parts.append(_element("g", Markup("").join(inside), class_=f"s{number}"))
+        if one.reference is not None:
+            place = across(one.reference)
+            corners = ((place, y - 7), (place + 7, y), (place, y + 7), (place - 7, y))
+            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in corners)
+            parts.append(_element("polygon", class_="reference", points=path))
+        summary.append(f"{one.name} {one.mean:.1%}")
+    parts.append(_element("line", class_="axis", x1=left, x2=_WIDTH - _RIGHT, y1=base, y2=base))
+    parts.append(
+        _text(
+            f"dots: single values; line: mean ± deviation{f'; diamond: {reference}' if reference else ''}",
+            4,
+            14,
+            "start",
+        )
+    )
+    return _svg(_WIDTH, base + 28, f"{title}: {', '.join(summary)}", parts)
+
+
+def alone(chart: Markup, style: str) -> str:
+    """A chart as a file of its own, with the rules for its classes that a page would give."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"'
+    text = str(chart).replace("<svg", head, 1)
+    cut = text.index(">") + 1
+    return f"{text[:cut]}<style>{style}</style>{text[cut:]}\n"
 
 
 def confusion_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
@@ -176,4 +253,6 @@ def _element(tag: str, content: str = "", /, **attributes: str | float) -> Marku
     return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup("").join(written), content)
 
 
-__all__ = ["Series", "boxed_picture", "confusion_matrix", "line_chart", "short", "ticks"]
+__all__ = [
+    *("Series", "Strip", "alone", "boxed_picture", "confusion_matrix", "line_chart", "short", "strip_chart", "ticks"),
+]

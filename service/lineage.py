@@ -36,12 +36,15 @@ class Earlier:
         run_id: of its run.
         metrics: by name, without the job's before it, as gt_known@0.5 or AP.
         tags, params: of the run.
+        began_ms, ended_ms: when it began and ended, ms since the epoch; None if unknown.
     """
 
     run_id: str
     metrics: dict[str, float]
     tags: dict[str, str]
     params: dict[str, str]
+    began_ms: int | None = None
+    ended_ms: int | None = None
 
 
 def run_tags(resolved: Resolved, job: str, *, config_digest: str, weights_sha256: str = "") -> dict[str, Any]:
@@ -195,29 +198,43 @@ def find_downstream(
     Raises:
         TrackingError: the server does not answer, or refuses.
     """
+    return _search(job, {WEIGHTS: weights_sha256, DATA: data_digest, CONFIG: config_digest}, tracking_uri)
+
+
+def find_alike(job: str, *, data_digest: str, tracking_uri: str | None = None) -> list[Earlier]:
+    """Finished results of the same job on the same data, of any weights and settings; newest first.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses.
+    """
+    return _search(job, {DATA: data_digest}, tracking_uri)
+
+
+def _search(job: str, tags: Mapping[str, str], tracking_uri: str | None) -> list[Earlier]:
     uri = tracking_uri or store.default_uri()
     if (path := store.sqlite_path(uri)) is not None and not path.exists():
         return []
     store.ensure_ready(uri)
     api = store.client(uri)
-    wanted = {"job": job, WEIGHTS: weights_sha256, DATA: data_digest, CONFIG: config_digest}
+    wanted = {"job": job, **tags}
     # Values in quotes, so none may hold one.
     conditions = [f"tags.`{key}` = '{value.replace(chr(39), '')}'" for key, value in wanted.items()]
     text = " and ".join(["attributes.status = 'FINISHED'", *conditions])
     with store.explained(uri):
         experiments = [found.experiment_id for found in store.pages(api.search_experiments)]
         runs = api.search_runs(experiments, filter_string=text, order_by=["attributes.end_time DESC"])
-    return [_earlier(job, run.info.run_id, run.data) for run in runs]
+    return [_earlier(job, run) for run in runs]
 
 
-def _earlier(job: str, run_id: str, data: Any) -> Earlier:
+def _earlier(job: str, run: Any) -> Earlier:
+    data, info = run.data, run.info
     names = {key: value for key, value in data.metrics.items() if key.startswith(f"{job}/")}
     metrics = {key.removeprefix(f"{job}/").replace(":", "@"): value for key, value in names.items()}
-    return Earlier(run_id, metrics, dict(data.tags), dict(data.params))
+    return Earlier(info.run_id, metrics, dict(data.tags), dict(data.params), info.start_time, info.end_time)
 
 
 __all__ = [
     *("BACKBONE", "CONFIG", "DATA", "DOWNSTREAM", "WEIGHTS"),
-    *("Earlier", "copied", "find_downstream", "is_measured", "kept_backbone", "log_downstream", "origin_file"),
-    *("read_origin", "run_tags", "split_digest", "tag_version"),
+    *("Earlier", "copied", "find_alike", "find_downstream", "is_measured", "kept_backbone", "log_downstream"),
+    *("origin_file", "read_origin", "run_tags", "split_digest", "tag_version"),
 ]

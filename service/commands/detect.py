@@ -1,7 +1,8 @@
 """`lorot detect` and `lorot segment`: their options. Imports nothing that is slow when loaded."""
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -27,33 +28,21 @@ MaxRestarts = Annotated[int | None, typer.Option(help="Failures in a row to rest
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow; default: MLFLOW_TRACKING_URI, else sqlite in mlruns/.")]
 
 
-def detect(
-    model: Model,
-    data: Data = None,
-    root: Root = None,
-    config: Config = None,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    restart: Restart = False,
-    eval_only: EvalOnly = False,
-    workers: Workers = None,
-    port: Port = None,
-    nnodes: Nnodes = None,
-    rdzv: Rdzv = None,
-    run_id: RunId = None,
-    max_restarts: MaxRestarts = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Train RetinaNet on a registered classifier and measure COCO's box AP, recorded at that model's version.
+HELP = {
+    "detect": """Train RetinaNet on a registered classifier and measure COCO's box AP, recorded at that model's version.
 
     As in `lorot detect --model models:/lorot-imagenet@best --data coco --root /data/coco seed=1`. A training job like
     any other: distributed, resumable, with the keys of `lorot train` but for data, model and the defaults.
-    """
-    launch = _launch(workers, port, nnodes, rdzv, run_id, max_restarts)
-    _run("detect", model, data, root, config, overrides, resume, restart, eval_only, tracking_uri, launch)
+    """,
+    "segment": """Train SOLOv2 on a registered classifier and measure COCO's mask AP, recorded at that model's version.
+
+    As in `lorot segment --model models:/lorot-imagenet@best --data coco --root /data/coco`.
+    """,
+}
 
 
-def segment(
+def train_detector(
+    context: typer.Context,
     model: Model,
     data: Data = None,
     root: Root = None,
@@ -70,49 +59,13 @@ def segment(
     max_restarts: MaxRestarts = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Train SOLOv2 on a registered classifier and measure COCO's mask AP, recorded at that model's version.
-
-    As in `lorot segment --model models:/lorot-imagenet@best --data coco --root /data/coco`.
-    """
-    launch = _launch(workers, port, nnodes, rdzv, run_id, max_restarts)
-    _run("segment", model, data, root, config, overrides, resume, restart, eval_only, tracking_uri, launch)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register both commands."""
-    app.command()(detect)
-    app.command()(segment)
-
-
-def _launch(
-    workers: int | None,
-    port: int | None,
-    nnodes: str | None,
-    rdzv: str | None,
-    run_id: str | None,
-    max_restarts: int | None,
-) -> dict[str, Any]:
-    here = {"workers": workers, "port": port, "max_restarts": max_restarts}
-    return here | {"nnodes": nnodes, "rdzv": rdzv, "run_id": run_id}
-
-
-def _run(
-    job: str,
-    model: str,
-    data: str | None,
-    root: Path | None,
-    config: Path | None,
-    overrides: list[str] | None,
-    resume: bool,
-    restart: bool,
-    eval_only: bool,
-    tracking_uri: str | None,
-    launch: dict[str, Any],
-) -> None:
+    """What both commands do; the job is called as the command."""
     from service import transfer
 
+    here = {"workers": workers, "port": port, "max_restarts": max_restarts}
+    there = {"nnodes": nnodes, "rdzv": rdzv, "run_id": run_id}
     prepared = transfer.prepare(
-        *(job, model),
+        *(str(context.command.name), model),
         path=config,
         data=data,
         root=root,
@@ -120,5 +73,12 @@ def _run(
         tracking_uri=tracking_uri,
         goes_on=resume or eval_only,
     )
+    launch = here | there
     result = transfer.run(prepared, resume=resume, restart=restart, eval_only=eval_only, launch=launch, say=typer.echo)
     transfer.show(prepared, result, Console())
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make both commands of `app`."""
+    for job, text in HELP.items():
+        app.command(job, help=inspect.cleandoc(text))(train_detector)

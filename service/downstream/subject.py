@@ -64,7 +64,12 @@ def load(uri: str, tracking_uri: str | None = None, device: str = "auto") -> Sub
     """
     place = _place(device)
     model, card, resolved = registry.load(uri, tracking_uri=tracking_uri)
-    return Subject(model.to(memory_format=torch.channels_last).to(place), card, resolved, View(**card.view), place)
+    return Subject(model.to(memory_format=torch.channels_last).to(place), card, resolved, view_of(card), place)
+
+
+def view_of(card: Card) -> View:
+    """How a model sees images."""
+    return View(**card.view)
 
 
 def _place(device: str) -> torch.device:
@@ -84,14 +89,28 @@ def open_data(
     split: str | None = None,
     data_options: Mapping[str, Any] | None = None,
 ) -> Manifest:
+    """The images to ask a model about, as `open_images`."""
+    return open_images(subject.card, subject.resolved.uri, data, root, split, data_options)
+
+
+def open_images(
+    card: Card,
+    uri: str,
+    data: str | None = None,
+    root: Path | str | None = None,
+    split: str | None = None,
+    data_options: Mapping[str, Any] | None = None,
+) -> Manifest:
     """The images to ask about: what is not given is what the model was trained with and evaluated on.
+
+    Args:
+        card, uri: of the model; nobody need have loaded it.
 
     Raises:
         ConfigError: another data set and no word of where it lies, or a model that says nothing of data, as one that
             was imported without any, and neither does the caller.
         DataError: it is not there, or damaged.
     """
-    card, uri = subject.card, subject.resolved.uri
     name, part = data or card.data, split or card.split
     place = root or (card.root if name == card.data else "")
     if not (name and part) or (not card.data and not place):

@@ -22,7 +22,7 @@ from pipelines.manifest import Manifest
 from pipelines.plan import View
 from pipelines.progress import bar
 from pipelines.reading import Source
-from service import bundle, provenance, registry
+from service import bundle, provenance, recovery, registry
 from service.config import TrackingConfig
 from service.downstream import boxes, overlays
 from service.downstream.localization import Measured, check, measure
@@ -220,7 +220,8 @@ def run(
         batch_size: images per forward pass; the numbers do not depend on it.
         loader: "dali", or "torch" for the plain reference.
         output: folder of the results; default runs/wsol-NAME-VERSION-DIGEST, of the weights, the data and all settings:
-            one that differs in any of them is beside it, since what waits for the server is read when it is sent.
+            one that differs in any of them is beside it. A folder where records of an earlier run wait for the
+            server is refused, since the files that they name are read when they are sent.
         limit: only so many images, drawn by a fixed seed.
         experiment: of MLflow; a run shows below its model's own if both are in the same.
         progress: show a bar if stderr is a terminal.
@@ -228,7 +229,8 @@ def run(
     Raises:
         DataError: the data has no boxes, or other classes than the model.
         CheckpointError: no such model.
-        ConfigError: an unknown axis, protocol, component or device, or no word of which images.
+        ConfigError: an unknown axis, protocol, component or device, or no word of which images; records wait in the
+            output folder.
         TrackingError: the tracking server does not answer.
     """
     began = time.perf_counter()
@@ -241,6 +243,7 @@ def run(
     check(manifest, subject.card.classes, resolved.uri)
     about = settings(manifest, view, chosen, limit)
     folder = Path(output) if output is not None else default_folder(subject, manifest, about)
+    recovery.refuse_if_waiting(folder)
 
     source = Source(manifest, view, pretext.load("none"), seed=0, limit=limit)
     total = len(source.sequence)

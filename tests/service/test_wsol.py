@@ -19,7 +19,7 @@ from pipelines import loading, manifest, pretext
 from pipelines.manifest import Heading, Manifest, Rows
 from pipelines.plan import View, eval_plan
 from pipelines.reading import Source
-from service import bundle, registry, store
+from service import bundle, recovery, registry, store
 from service.bundle import Card, write_bundle
 from service.config import ModelConfig, TrackingConfig
 from service.downstream import localization, subject, wsol
@@ -352,3 +352,34 @@ def test_a_registered_model_gets_its_results_beside_it(
     shown = console.export_text()
     assert shown.index("axis=iou") < shown.index("axis=cam")
     assert "3 records wait" in shown
+
+
+def test_a_folder_where_records_of_an_earlier_run_wait_is_not_written_into(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    data = squares(images, 4, 32, 32)
+    monkeypatch.setattr(subject.datasets, "load", lambda *given, **options: data)
+    card = Card(
+        model=ModelConfig(name="resnet_small", width=8).model_dump(mode="json"), classes=CLASSES,
+        view=bundle.evaluation_view(WHOLE), data="squares", root="somewhere", split="val",
+    )  # fmt: skip
+    write_bundle(tmp_path / "model", build(ModelConfig(name="resnet_small", width=8), 2, 0).state_dict(), card)
+
+    def localize(protocol: str) -> wsol.Result:
+        return wsol.run(
+            str(tmp_path / "model"), loader="torch", output=tmp_path / "out", protocol=protocol, progress=False
+        )
+
+    first = localize("paper")
+    assert first.notice == ""
+    told = (tmp_path / "out" / "wsol.json").read_bytes()
+    # As if the server had gone before the last records were sent.
+    (tmp_path / "out" / "spool.sent").unlink()
+    with pytest.raises(ConfigError, match=rf"wait there .* `lorot sync {tmp_path}/out` sends them, or choose another"):
+        localize("official")
+    assert (tmp_path / "out" / "wsol.json").read_bytes() == told
+    assert recovery.run(tmp_path / "out", None, print)
+    assert localize("official").protocol == "official"
+    assert (tmp_path / "out" / "wsol.json").read_bytes() != told

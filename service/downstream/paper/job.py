@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from service import bundle, registry
+from service import bundle, recovery, registry
 from service.config import TrackingConfig
 from service.downstream.paper import affinity, cam_grid, embedding, pretext_cam
 from service.downstream.paper.asking import Drawn, ImpossibleError, Question
@@ -81,7 +81,7 @@ def run(
 
     Raises:
         ConfigError: an unknown kind or task, one that does not fit a model, or a figure that was asked for by name and
-            cannot be made.
+            cannot be made; records of earlier figures wait in the folder for the tracking server.
         CheckpointError: no such model.
         DataError: the data is not there, or has other classes than a model.
         StorageError: the folder cannot be written.
@@ -100,6 +100,8 @@ def run(
         subjects, labels(subjects), manifest, images, limit, points, tuple(tasks), seed, batch_size, loader
     )
     folder = Path(output)
+    for record in sorted(folder.glob("record-*")):
+        recovery.refuse_if_waiting(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn, notices = _draw(question, tuple(kinds), folder)

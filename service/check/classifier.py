@@ -1,0 +1,121 @@
+"""What a classifier's training amounts to: its network, and the memory and storage that it takes."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pipelines import pretext
+from service import config
+from service.check.findings import FLOAT, PROCESS_BYTES, STATES, Findings, free_bytes, is_half, plan, splits, warnings
+from service.config import JobConfig, ModelConfig
+from service.jobs.local import num_workers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from service.models import Classifier
+
+# Assumed of data that is not there, so that the network can still be counted.
+_CLASSES_UNKNOWN = 1000
+
+
+def examine(job: JobConfig, workers: int | None = None) -> Findings[JobConfig]:
+    """Work out what `job` would do on `workers` processes of this machine; raises ConfigError as training would."""
+    count = num_workers(job, workers)
+    accumulation = config.accumulation_steps(job, count)
+    found, missing = splits(job)
+    classes = found[0].classes if found else _CLASSES_UNKNOWN
+    model = network(job.model, classes, num_pretext_labels(job))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    heads = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith("pretext_fc"))
+    memory = estimate_memory(job, model, count)
+    states = 1 + STATES[job.optimizer.name] + (job.ema is not None)
+    checkpoint = parameters * FLOAT * states
+    # The newest ones, the best, the one being written, the model's own file and its copy in the registry.
+    storage = checkpoint * (job.checkpoint.keep_last + 2) + 2 * parameters * FLOAT
+    free = free_bytes(job)
+    return Findings(
+        job=job,
+        workers=count,
+        accumulation=accumulation,
+        splits=found,
+        missing=missing,
+        plan=plan(job, found[0].samples) if not missing else None,
+        classes=classes,
+        parameters=parameters,
+        pretext_parameters=heads,
+        memory=memory,
+        checkpoint_bytes=checkpoint,
+        storage_bytes=storage,
+        free_bytes=free,
+        warnings=tuple(warnings(job, count, sum(memory.values()), storage, free)),
+        trained_parameters=parameters,
+    )
+
+
+def num_pretext_labels(job: JobConfig) -> int:
+    """Outputs of the pretext head: 0 if the objective has no pretext loss."""
+    from service.training import objectives
+
+    if not objectives.learns_pretext(job.objective.name):
+        return 0
+    return pretext.load(job.pretext.name, **job.pretext.options).num_labels
+
+
+def network(model: ModelConfig, classes: int, pretext_labels: int) -> "Classifier":
+    """The network without memory for its weights (on torch's meta device)."""
+    import torch
+
+    from service import models
+
+    with torch.device("meta"):
+        return models.build(model, classes, pretext_labels)
+
+
+def activation_bytes(model: "Classifier", size: int, samples: int = 2) -> int:
+    """Bytes in fp32 that one training sample of (3, size, size) keeps for the backward pass, counted without data."""
+    import torch
+
+    images = torch.empty(samples, 3, size, size, device="meta").contiguous(memory_format=torch.channels_last)
+    return kept_bytes(model, lambda: model.train()(images)) // samples
+
+
+def kept_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a forward pass for the backward pass, besides the weights."""
+    import torch
+
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            # Holding the storage keeps its address from being given to the next one.
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = forward()
+    del outputs
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def estimate_memory(job: JobConfig, model: "Classifier", workers: int) -> dict[str, int]:
+    """Bytes a worker needs, by what for. Weights are fp32 throughout; ZeRO divides by the number of workers."""
+    weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT
+    shared = [workers if job.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    forwarded = job.micro_batch * {"all": 4, "one": 2}[job.objective.turns] ** (job.objective.name == "parallel_task")
+    # What the largest steps need; evaluation keeps no activations.
+    size = max([job.data.size, *(part.size for part in job.data.sizes)])
+    activations = activation_bytes(model, size) * forwarded
+    # ZeRO keeps a flat copy of its share of the weights beside them.
+    copies = weights // workers if job.zero_stage else 0
+    return {
+        "weights": weights // shared[2] + copies,
+        "gradients": weights // shared[1],
+        "gradient exchange": weights if workers > 1 else 0,
+        "optimizer": weights * STATES[job.optimizer.name] // shared[0],
+        "moving average": weights if job.ema else 0,
+        "activations": activations // 2 if is_half(job) else activations,
+        "batches": (job.data.prefetch + 2) * job.micro_batch * 3 * max(size, job.data.eval_size or 0) ** 2 * FLOAT,
+        "libraries": PROCESS_BYTES,
+    }

@@ -1,0 +1,171 @@
+"""What `lorot check` has found out about a job, and how its length, its data and its disk are looked at."""
+
+import contextlib
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pipelines import datasets
+from pipelines.amounts import shown_bytes
+from service import detection_config, machine
+from service.config import DetectionConfig, JobConfig, TrainingConfig
+from service.errors import DataError
+from service.splits import use_cache
+from service.training.lengths import Lengths, sizes
+from service.training.schedule import learning_rate
+
+J = TypeVar("J", bound=TrainingConfig, covariant=True)
+
+FLOAT = 4
+# Tensors as large as a weight that an optimizer keeps of it.
+STATES = {"sgd": 1, "adamw": 2, "lamb": 2}
+# Of a worker that has loaded torch, DALI, DeepSpeed and MLflow: the quickstart's peak at 1.10 GB each on a CPU, 0.05 GB
+# of it by what is counted below.
+PROCESS_BYTES = 1_050_000_000
+_BARS = "▁▂▃▄▅▆▇█"
+_POINTS = 48
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data set: how many samples it holds, of how many classes; `note` says where it is."""
+
+    name: str
+    samples: int
+    classes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in numbers; optimizer steps, samples per epoch, learning rates at evenly spaced steps."""
+
+    samples_per_epoch: int
+    total_steps: int
+    evaluations: int
+    checkpoints: int
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Findings(Generic[J]):
+    """What `examine` found out.
+
+    Attributes:
+        workers, accumulation: processes, and micro-batches each adds up per step.
+        splits: those that are there; missing: why the others are not.
+        plan: None while the data is missing.
+        classes, parameters, pretext_parameters, trained_parameters: of the network.
+        trunk: of a detector: what it begins with, for people.
+        memory: bytes a worker needs, by what for. A rough estimate.
+        checkpoint_bytes, storage_bytes, free_bytes: one checkpoint; all that are kept at once; what the disk has left.
+        warnings: what would run, but badly.
+    """
+
+    job: J
+    workers: int
+    accumulation: int
+    splits: tuple[Split, ...]
+    missing: tuple[str, ...]
+    plan: Plan | None
+    classes: int
+    parameters: int
+    pretext_parameters: int
+    memory: dict[str, int]
+    checkpoint_bytes: int
+    storage_bytes: int
+    free_bytes: int
+    warnings: tuple[str, ...] = field(default=())
+    trained_parameters: int = 0
+    trunk: str = ""
+
+
+def plan(job: TrainingConfig, samples: int) -> Plan:
+    """Steps, evaluations, checkpoints and learning rates of a run on a training set of `samples`.
+
+    Raises:
+        ConfigError: what training would raise, once it knows how long an epoch is.
+    """
+    lengths = Lengths.of(job, samples)
+    total = lengths.total
+    if isinstance(job, JobConfig):
+        sizes(job, lengths.samples)
+    elif isinstance(job, DetectionConfig):
+        detection_config.check_schedule(job, total, lengths.samples)
+    at = sorted({round(point * (total - 1) / (_POINTS - 1)) for point in range(_POINTS)})
+    rates = tuple(
+        learning_rate(job.schedule, job.optimizer.lr, step, total, lengths.samples, job.global_batch) for step in at
+    )
+    saves = math.ceil(total / lengths.save) if lengths.save else 0
+    return Plan(lengths.samples, total, math.ceil(total / lengths.evaluate), saves, rates)
+
+
+def sparkline(values: tuple[float, ...]) -> str:
+    """Values as a row of bars from 0 to their maximum."""
+    top = max(values, default=0.0) or 1.0
+    return "".join(_BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] for value in values)
+
+
+def splits(job: TrainingConfig) -> tuple[tuple[Split, ...], tuple[str, ...]]:
+    """The training and the evaluation split, those that are there, and why the others are not."""
+    found, missing = [], []
+    for name in (job.data.train_split, job.data.eval_split):
+        try:
+            found.append(_split(job, name))
+        except DataError as error:
+            missing.append(str(error))
+    return tuple(found), tuple(dict.fromkeys(missing))
+
+
+def _split(job: TrainingConfig, name: str) -> Split:
+    known = datasets.options(job.data.name) | job.data.options
+    if (samples := known.get(f"{name}_count")) is not None:
+        # Such a data set is made when it is first asked for, and nothing is to be started here.
+        return Split(name, samples, known["classes"], f"in {job.data.root}, drawn if they are not there yet")
+    use_cache(job)
+    manifest = datasets.load(job.data.name, job.data.root, name, **job.data.options)
+    # Of images with objects, those that there is something to learn from.
+    learnable = manifest.heading.num_trainable if name == job.data.train_split else None
+    count = len(manifest) if learnable is None else learnable
+    note = f", of {len(manifest):,} images" if count != len(manifest) else ""
+    return Split(name, count, len(manifest.classes), f"in {job.data.root}{note}")
+
+
+def free_bytes(job: TrainingConfig) -> int:
+    """What the disk of the run's folder has left."""
+    return shutil.disk_usage(_existing(job.folder)).free
+
+
+def is_half(job: TrainingConfig) -> bool:
+    """Whether activations are 16 bits wide on this machine."""
+    on_gpu = job.precision == "auto" and job.device != "cpu" and machine.gpus() > 0
+    return job.precision in ("bf16", "fp16") or on_gpu
+
+
+def _existing(path: Path) -> Path:
+    with contextlib.suppress(StopIteration):
+        return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return Path()
+
+
+def warnings(job: TrainingConfig, workers: int, memory: int, storage: int, free: int) -> list[str]:
+    """What would run, but badly."""
+    found = []
+    if job.device != "cuda" and not machine.gpus():
+        total = memory * workers
+        if total > machine.memory_bytes():
+            found.append(
+                f"{workers} workers need about {shown_bytes(total)} of memory, this machine has "
+                f"{shown_bytes(machine.memory_bytes())}; a smaller micro_batch needs less"
+            )
+        if workers > machine.cores():
+            found.append(f"{workers} workers share {machine.cores()} CPU cores")
+        if job.device == "cpu" and job.precision in ("bf16", "fp16"):
+            found.append(
+                f"{job.precision} convolutions on a CPU are many times slower than fp32; precision=auto avoids them"
+            )
+    if storage > free:
+        found.append(f"the disk of {job.folder} has {shown_bytes(free)} left, checkpoints need {shown_bytes(storage)}")
+    return found
