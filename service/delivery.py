@@ -3,10 +3,14 @@
 import contextlib
 import inspect
 import logging
+import os
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service import registration, store
 from service.errors import LorotError, TrackingError
@@ -172,6 +176,9 @@ class Delivery:
             version = registration.enter(self._client, self._folder / folder, name, self._run_id, metric, mode)
         except LorotError as error:
             raise RefusedError(str(error)) from error
+        self._note_version(name, version)
+
+    def _note_version(self, name: str, version: int) -> None:
         place = RunFolder(self._folder)
         summary = place.read(place.summary.name)
         if summary and summary.get("model_version") != version:
@@ -183,11 +190,143 @@ class Delivery:
                 report.write(self._folder, page)
 
 
+class StrictDelivery(Delivery):
+    """As `Delivery`, of records and files that foreign code has written: it refuses what `lorot` would not write.
+
+    Nothing is read through a link, nor from outside of the folder, and nothing is written there.
+    """
+
+    def _sending(self, records: list[Record]) -> Callable[[], None]:
+        return super()._sending([self._fitting(record) for record in records])
+
+    def _fitting(self, record: Record) -> Record:
+        """The record with the keys that are known and allowed; raises RefusedError."""
+        op = record.get("op")
+        shape = _SHAPES.get(op) if isinstance(op, str) else None
+        if shape is None:
+            raise RefusedError(f"{str(op)[:100]!r} is no kind of record")
+        try:
+            fitting = shape.model_validate(record).model_dump()
+        except (ValidationError, RecursionError) as error:
+            where = f": {error.errors()[0]['loc']}" if isinstance(error, ValidationError) else ""
+            raise RefusedError(f"the {op} record has another form{where}") from None
+        if op == "tags":
+            fitting["values"] = {key: value for key, value in fitting["values"].items() if not _is_services(key)}
+            if len(fitting["values"]) < len(record["values"]):
+                _log.warning("%s: tags that only the job service sets are left out", self._folder)
+        return {"op": op, **fitting}
+
+    def _artifact(self, path: str, subfolder: str | None, **_: Any) -> None:
+        self._refuse_unless_plain(path)
+        super()._artifact(path, subfolder)
+
+    def _register(self, folder: str, name: str, metric: str, mode: str, **_: Any) -> None:
+        self._refuse_unless_plain(folder)
+        super()._register(folder, name, metric, mode)
+
+    def _note_version(self, name: str, version: int) -> None:
+        _log.info("run %s is version %d of %s", self._run_id, version, name)
+
+    def _refuse_unless_plain(self, name: str) -> None:
+        """Raise RefusedError unless it is a readable file, or a folder of such, with no link on the way nor below."""
+        parts = PurePosixPath(name).parts
+        if not parts or any(part in ("..", "/", "//") for part in parts):
+            raise RefusedError(f"{name[:200]!r} is not in the run's folder")
+        path = self._folder
+        try:
+            for part in parts:
+                path = path / part
+                if stat.S_ISLNK(path.lstat().st_mode):
+                    raise RefusedError(f"{str(path)[:500]!r} is a link")
+            found = [path]
+            while found:
+                one = found.pop()
+                mode = one.lstat().st_mode
+                if stat.S_ISDIR(mode):
+                    found += one.iterdir()
+                elif not stat.S_ISREG(mode) or not os.access(one, os.R_OK):
+                    raise RefusedError(f"{str(one)[:500]!r} is no file that may be read")
+        except OSError as error:
+            raise RefusedError(f"{name[:200]!r} cannot be read ({error.strerror})") from None
+
+
+def _is_services(key: str) -> bool:
+    # Written by `service.jobs.record` alone.
+    return key == "lorot.key" or key.startswith("lorot.job")
+
+
+def _below(name: str) -> str:
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise ValueError("leads elsewhere")
+    return name
+
+
+_Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+_Below = Annotated[_Text, AfterValidator(_below)]
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+    time_ms: _Count
+
+
+class _Metrics(_Shape):
+    values: dict[_Text, float]
+    step: _Count
+
+
+class _Texts(_Shape):
+    values: dict[_Text, _Text]
+
+
+class _ModelTags(_Texts):
+    name: _Text
+    version: _Count
+
+
+class _Artifact(_Shape):
+    path: _Text
+    subfolder: _Below | None
+
+
+class _TextFile(_Shape):
+    text: _Text
+    name: _Below
+
+
+class _Status(_Shape):
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+    resumed: _Count = 0
+    holder: Any = None
+    lost: _Text | None = None
+
+
+class _Register(_Shape):
+    folder: _Text
+    name: _Text
+    metric: _Text
+    mode: Literal["min", "max"]
+
+
+_SHAPES: Mapping[str, type[_Shape]] = {
+    "params": _Texts,
+    "metrics": _Metrics,
+    "tags": _Texts,
+    "model_tags": _ModelTags,
+    "artifact": _Artifact,
+    "text": _TextFile,
+    "status": _Status,
+    "register": _Register,
+}
+
+
 def take(records: list[Record]) -> int:
     """How many of the records go into one request: a row of metrics up to MLflow's limit, or one of anything else."""
     count = metrics = 0
     for record in records:
-        metrics += len(record["values"]) if record.get("op") == "metrics" else METRICS_PER_REQUEST + 1
+        values = record.get("values") if record.get("op") == "metrics" else None
+        metrics += len(values) if isinstance(values, dict) else METRICS_PER_REQUEST + 1
         if metrics > METRICS_PER_REQUEST:
             break
         count += 1

@@ -14,6 +14,7 @@ EXIT_CODES = {
     6: "tracking server does not answer",
     7: "disk full or not writable",
     8: "a worker was lost or stopped answering",
+    9: "the engine, cluster or service does not answer",
     75: "stopped early by SIGTERM, SIGUSR1 or SIGHUP; requeue it, --resume goes on",
     130: "stopped by Ctrl-C",
 }
@@ -68,6 +69,20 @@ class LostPeerError(LorotError):
     exit_code = 8
 
 
+class BackendError(LorotError):
+    """The place where jobs run, or the job service, does not answer or refuses."""
+
+    exit_code = 9
+
+
+class UnknownJobError(ConfigError):
+    """There is no such job, run or model; which there are."""
+
+
+class StateError(ConfigError):
+    """A job is in no state for what is asked of it."""
+
+
 class JobError(LorotError):
     """A job ended badly; `exit_code` is what its worker reported, or 1."""
 
@@ -79,6 +94,7 @@ class JobError(LorotError):
 __all__ = [
     "EXIT_CODES",
     "REQUEUE",
+    "BackendError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -86,9 +102,11 @@ __all__ = [
     "LorotError",
     "LostPeerError",
     "NonFiniteLossError",
+    "StateError",
     "StorageError",
     "SucceededError",
     "TakenError",
     "TrackingError",
+    "UnknownJobError",
     "stop_code",
 ]

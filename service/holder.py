@@ -53,10 +53,11 @@ class Holder:
     @classmethod
     def read(cls, content: Any) -> "Holder | None":
         """What `content` gave, from JSON; None if it is none."""
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             given: Mapping[str, Any] = content
             host, boot, namespace = (str(given[name]) for name in ("host", "boot", "namespace"))
-            return cls(host, boot, namespace, int(given["pid"]), float(given["started_s"]))
+            pid = int(given["pid"])
+            return cls(host, boot, namespace, pid, float(given["started_s"])) if pid > 0 else None
         return None
 
     def content(self) -> dict[str, Any]:
@@ -99,7 +100,8 @@ def is_launched(folder: Path) -> bool:
 
 def _is_held(path: Path) -> bool:
     try:
-        lock = os.open(path, os.O_RDWR)
+        # Whoever can write there may have put a link or a pipe in its place.
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -8,11 +8,13 @@ for dead and was not, as after a long pause of its machine, finds another's name
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from pathlib import Path
@@ -59,7 +61,7 @@ class Ownership:
             StorageError: it cannot be written.
         """
         try:
-            self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = _open(self._folder / LOCK, os.O_RDWR | os.O_CREAT)
             self._is_locked = self._wait_for_lock()
             before = _read(self._folder)
             # The kernel of an owner that held the lock has let go of it.
@@ -152,7 +154,7 @@ class Ownership:
             "time_s": round(time.time(), 1),
         }
         # In place and of one length: opened anew, it is looked up anew on a shared disk, and a full disk takes it too.
-        descriptor = os.open(self._folder / OWNER, os.O_WRONLY | os.O_CREAT, 0o644)
+        descriptor = _open(self._folder / OWNER, os.O_WRONLY | os.O_CREAT)
         try:
             os.pwrite(descriptor, json.dumps(content).ljust(_LENGTH).encode(), 0)
         finally:
@@ -176,10 +178,20 @@ def refuse_if_owned(folder: Path) -> None:
 def _read(folder: Path) -> dict[str, Any]:
     """What the owner wrote last; empty if there is none, or it was being written just now."""
     try:
-        content = json.loads((folder / OWNER).read_bytes())
-    except (OSError, ValueError):
+        with os.fdopen(_open(folder / OWNER, os.O_RDONLY), "rb") as file:
+            content = json.loads(file.read(16 * _LENGTH))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _open(path: Path, flags: int) -> int:
+    """The descriptor of a regular file, made if need be; raises OSError for anything else, a link among them."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
 
 
 def _name(owner: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from service import holder, ownership, store
-from service.delivery import Delivery, take
-from service.errors import LorotError, TrackingError
+from service.delivery import Delivery, StrictDelivery, take
+from service.errors import ConfigError, LorotError, StorageError, TrackingError
 from service.holder import Holder
 from service.spool import Record, Sender, Spool, deliver_next
 
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 SPOOL = "spool.jsonl"
 GONE = "its processes are gone, and none of them said why"
+# Of a spool that foreign code has written; a year of a long job's records.
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ def sync(folder: Path, uri: str | None = None) -> Synced:
     paths = sorted(folder.glob("spool*.jsonl"))
     if not paths:
         raise TrackingError(f"{folder}: no {SPOOL}; name the folder of a run, as in runs/train, or the folder of them")
-    if holder.is_launched(folder):
-        raise TrackingError(f"{folder}: its job is still running and sends its records itself; wait for its end")
+    _refuse_if_running(folder)
     ownership.refuse_if_owned(folder)
     sent, ended = 0, ""
     for path in paths:
@@ -63,6 +64,46 @@ def sync(folder: Path, uri: str | None = None) -> Synced:
         finally:
             spool.close()
     return Synced(folder, sent, ended)
+
+
+def sync_foreign(folder: Path, uri: str, run_id: str) -> Synced:
+    """As `sync`, of a folder that foreign code could write to, and of this one run alone.
+
+    What `lorot` would not have left there is logged and left out: records of other runs, links and what they lead to.
+
+    Raises:
+        TrackingError: the job is still running, or the server does not take the records.
+        TakenError: the job is still running.
+    """
+    sent, ended = 0, ""
+    if folder.is_symlink() or not (paths := sorted(folder.glob("spool*.jsonl"))):
+        return Synced(folder)
+    _refuse_if_running(folder)
+    try:
+        ownership.refuse_if_owned(folder)
+    except StorageError as error:
+        _log.warning("%s", error)
+    for path in paths:
+        try:
+            spool = Spool(path, most_bytes=_MOST_BYTES)
+        except StorageError as error:
+            _log.warning("%s; its records are left out", error)
+            continue
+        try:
+            if spool.header().get("run_id") != run_id:
+                _log.warning("%s: is not of run %s; its records are left out", path, run_id)
+                continue
+            if mark(spool, "FAILED", GONE):
+                ended = run_id
+            sent += _send(spool, folder, uri, StrictDelivery)
+        finally:
+            spool.close()
+    return Synced(folder, sent, ended)
+
+
+def _refuse_if_running(folder: Path) -> None:
+    if holder.is_launched(folder):
+        raise TrackingError(f"{folder}: its job is still running and sends its records itself; wait for its end")
 
 
 def sync_all(folder: Path, uri: str | None = None) -> list[Synced]:
@@ -154,6 +195,28 @@ def mark(spool: Spool, status: str, reason: str, certain: bool = False) -> bool:
     return True
 
 
+def refuse_if_waiting(folder: Path) -> None:
+    """Raise ConfigError if records of an earlier run wait in a folder whose files are about to be replaced.
+
+    A record of a file is the file's name: what it names is read when it is sent.
+
+    Raises:
+        TakenError: a process that is still running records there.
+    """
+    for path in sorted(folder.glob("spool*.jsonl")):
+        spool = Spool(path)
+        try:
+            waiting = spool.waiting()
+            run_id = str(spool.header().get("run_id", "unknown"))
+        finally:
+            spool.close()
+        if waiting:
+            raise ConfigError(
+                f"{folder}: {waiting} records of run {run_id} wait there for the tracking server, with files that "
+                f"would be replaced; `lorot sync {folder}` sends them, or choose another output folder"
+            )
+
+
 def send_aside(folder: Path) -> None:
     """Send, in the background, what earlier runs in this folder could not: once; what fails waits for `lorot sync`."""
 
@@ -174,14 +237,14 @@ def send_aside(folder: Path) -> None:
         threading.Thread(target=work, name="lorot-earlier-runs", daemon=True).start()
 
 
-def _send(spool: Spool, folder: Path, uri: str | None) -> int:
+def _send(spool: Spool, folder: Path, uri: str | None, kind: type[Delivery] = Delivery) -> int:
     header = spool.header()
     waiting = spool.waiting()
     if waiting:
         to = _address(header, uri)
         store.ensure_ready(to)
         with store.explained(to):
-            deliver = _delivery(header, folder, uri)
+            deliver = _delivery(header, folder, uri, kind)
             while not deliver_next(spool, deliver, take):
                 pass
     return waiting
@@ -191,5 +254,7 @@ def _address(header: Record, uri: str | None) -> str:
     return uri or str(header.get("uri", store.default_uri()))
 
 
-def _delivery(header: Record, folder: Path, uri: str | None) -> Callable[[list[Record]], Any]:
-    return Delivery(_address(header, uri), str(header.get("run_id")), folder)
+def _delivery(
+    header: Record, folder: Path, uri: str | None, kind: type[Delivery] = Delivery
+) -> Callable[[list[Record]], Any]:
+    return kind(_address(header, uri), str(header.get("run_id")), folder)

@@ -4,10 +4,12 @@ The writer appends and goes on. The thread sends what is there in the file's ord
 when delivery fails, and writes down how far it has come, so that another process can go on from there. Knows no MLflow.
 """
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ _CHUNK_BYTES = 1 << 20
 _WAITING_BYTES = 64 << 20
 # The longest pause that a receiver may ask for.
 _LONGEST_REQUEST_S = 300.0
+_OFFSET_BYTES = 32
 
 Record = dict[str, Any]
 
@@ -50,8 +53,14 @@ class Spool:
         StorageError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, header: Record | None = None, patience_s: float = 0.0) -> None:
-        """Open the file; with a `header`, begin it if it does not exist or is empty."""
+    def __init__(
+        self, path: Path, header: Record | None = None, patience_s: float = 0.0, most_bytes: int | None = None
+    ) -> None:
+        """Open the file; with a `header`, begin it if it does not exist or is empty.
+
+        Args:
+            most_bytes: a larger file is refused.
+        """
         self.path = path
         self._sent_path = path.with_suffix(".sent")
         self._lock = threading.Lock()
@@ -59,9 +68,12 @@ class Spool:
         self._complained = False
         self._dropped = 0
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0), 0o644)
+            self._file = open_plain(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0))
         except OSError as error:
             raise StorageError(f"{path}: cannot write the records of this run ({error.strerror})") from None
+        if most_bytes is not None and os.fstat(self._file).st_size > most_bytes:
+            os.close(self._file)
+            raise StorageError(f"{path}: has more than {most_bytes} bytes")
         self._hold(patience_s)
         self._mend_tail()
         if header is not None and os.fstat(self._file).st_size == 0:
@@ -104,7 +116,7 @@ class Spool:
 
     def records(self) -> Iterator[Record]:
         """Every record of the file, delivered or not, without the header; one is in memory at a time."""
-        with self.path.open("rb") as file:
+        with os.fdopen(open_plain(self.path, os.O_RDONLY), "rb") as file:
             file.readline()
             for line in file:
                 if line.endswith(b"\n") and (record := _parse(line[:-1])) is not None:
@@ -120,7 +132,8 @@ class Spool:
         self._sent = offset
         beside = self._sent_path.with_suffix(".sent-new")
         try:
-            beside.write_text(f"{offset}\n")
+            with os.fdopen(open_plain(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+                file.write(f"{offset}\n")
             beside.replace(self._sent_path)
         except OSError as error:
             _log.warning("%s: cannot note what was sent (%s); it may be sent again", self._sent_path, error.strerror)
@@ -213,7 +226,8 @@ class Spool:
 
     def _read_sent(self) -> int:
         try:
-            sent = int(self._sent_path.read_text())
+            with os.fdopen(open_plain(self._sent_path, os.O_RDONLY), "rb") as file:
+                sent = int(file.read(_OFFSET_BYTES))
         except (OSError, ValueError):
             return 0
         return sent if 0 <= sent <= os.fstat(self._file).st_size else 0
@@ -332,6 +346,15 @@ def deliver_next(
         if count:
             spool.acknowledge(waiting[start - 1][1])
     return not waiting
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """The descriptor of a regular file; raises OSError for anything else, a link among them, and waits for no pipe."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
 
 
 def _parse(line: bytes) -> Record | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from service import provenance, recovery, registration, store
 from service.config import TrackingConfig
-from service.delivery import METRICS_PER_REQUEST, RESUMED, Delivery, take
+from service.delivery import HOLDER, METRICS_PER_REQUEST, RESUMED, Delivery, take
 from service.errors import LorotError, TrackingError
 from service.holder import Holder
 from service.naming import TAG_CHARS, flatten, legal_key, legal_text
@@ -182,6 +182,7 @@ def open_run(
     name: str,
     folder: Path,
     run_id: str | None = None,
+    scheduled: str | None = None,
     tags: Mapping[str, Any] = _NONE,
 ) -> Run:
     """Start a run, or go on with the run `run_id`, and record it until `finish`. Call it in one process of a job.
@@ -189,13 +190,18 @@ def open_run(
     The code's commit and the package versions are tagged besides `tags`. Records of `folder/spool.jsonl` that an
     earlier process of this run could not send go first; those of another run are set aside under its id, for `sync`.
 
+    Args:
+        scheduled: the run that was made for this job before anybody works on it; it takes the place of a new one.
+
     Raises:
         TrackingError: a new run and the server does not answer within seconds, or refuses; `run_id` is not known there;
             another process records in this folder. Going on with a run needs no server: its records wait.
     """
     uri = config.uri or default_uri()
     folder.mkdir(parents=True, exist_ok=True)
-    if run_id is None:
+    if run_id is None and scheduled is not None:
+        run = Run(scheduled, config.experiment, uri, folder, resumed=_times_resumed(uri, scheduled, begun=False))
+    elif run_id is None:
         run_id = create_run(uri, config.experiment, name)
         try:
             run = Run(run_id, config.experiment, uri, folder)
@@ -206,7 +212,8 @@ def open_run(
     else:
         earlier = RunFolder(folder).read("run.json")
         told = int(earlier.get("resumed", 0)) if earlier.get("run_id") == run_id else 0
-        run = Run(run_id, config.experiment, uri, folder, resumed=max(told, _times_resumed(uri, run_id)))
+        known = _times_resumed(uri, run_id)
+        run = Run(run_id, config.experiment, uri, folder, resumed=max(told, known or 0))
     run._append_status("RUNNING")
     recovery.send_aside(folder)
     run.set_tags(provenance.code_version())
@@ -287,12 +294,18 @@ def _open_spool(folder: Path, run_id: str, uri: str) -> Spool:
     return Spool(folder / recovery.SPOOL, header)
 
 
-def _times_resumed(uri: str, run_id: str) -> int:
-    """How often the server knows the run to have been gone on with; 0 if it does not answer within seconds."""
+def _times_resumed(uri: str, run_id: str, begun: bool = True) -> int | None:
+    """How often the server knows the run to have been gone on with; None: it was not begun.
 
-    def ask() -> int:
+    Args:
+        begun: what to think if the server does not answer within seconds.
+    """
+
+    def ask() -> int | None:
         ensure_ready(uri)
         tags = client(uri).get_run(run_id).data.tags
+        if not tags.keys() & {HOLDER, RESUMED}:
+            return None
         return int(registration.number(tags.get(RESUMED)) or 0)
 
     try:
@@ -308,7 +321,7 @@ def _times_resumed(uri: str, run_id: str) -> int:
                 "or delete its run.json to record a new one"
             ) from None
         _log.warning("%s: %s; this run goes on, its records wait on disk", store.shown(uri), error)
-    return 0
+    return 0 if begun else None
 
 
 __all__ = ["Run", "client", "default_uri", "ensure_ready", "flatten", "legal_key", "open_run"]

@@ -1,5 +1,6 @@
 """The card of a trained model: what it is, and all that made it."""
 
+import os
 from collections.abc import Mapping
 
 from pipelines.manifest import Manifest
@@ -35,6 +36,6 @@ def card_of(
         metrics=dict(metrics),
         chosen_by=job.registry.metric,
         run_id=run_id,
-        run_name=job.name,
+        run_name=os.environ.get("LOROT_JOB_NAME") or job.name,
         versions=provenance.package_versions() | provenance.code_version(),
     )

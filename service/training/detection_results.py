@@ -1,5 +1,6 @@
 """What a detector's job leaves behind: the detector, what it was measured at, and the record of it at its backbone."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,7 +69,7 @@ def finish(
         eval_digest=eval_set.digest,
         metrics=own,
         run_id=run.run_id,
-        run_name=job.name,
+        run_name=os.environ.get("LOROT_JOB_NAME") or job.name,
         versions=provenance.package_versions() | provenance.code_version(),
     )
     card = detector_bundle.write(folder.path / DETECTOR, weights, card)

@@ -1,5 +1,6 @@
 """A training job on one of its workers, from the first word with the others to the registered model."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ import torch
 from pipelines.manifest import Manifest
 from service import config, data_wait, provenance, report, tracking
 from service.config import TrainingConfig
-from service.errors import JobError, LostPeerError, stop_code
+from service.errors import ConfigError, JobError, LostPeerError, stop_code
 from service.ownership import Ownership
 from service.run_folder import RunFolder
 from service.training import console, distributed, entrance, feeding, loop, sample_log
@@ -111,7 +112,7 @@ def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str]
 
     # A run that is opened is ended in order too: from here on a signal is obeyed after a step.
     signals.defer()
-    run = _open_run(job, folder, world, train_set, eval_set, task, resume) if world.is_main else None
+    run = _open_run(job, folder, world, train_set, eval_set, task, lengths, resume) if world.is_main else None
     status = "FAILED"
     # By the other workers, which go on only when all have ended.
     is_awaited = False
@@ -212,14 +213,23 @@ def _open_run(
     train_set: Manifest,
     eval_set: Manifest,
     task: Task,
+    lengths: Lengths,
     resume: bool,
 ) -> tracking.Run:
-    earlier = folder.read("run.json") if resume else {}
+    # Made by the job service when the job was submitted.
+    scheduled = os.environ.get("LOROT_RUN_ID") or None
+    earlier = folder.read("run.json") if resume or scheduled else {}
+    if scheduled and earlier.get("run_id", scheduled) != scheduled:
+        raise ConfigError(
+            f"{folder.path}: holds run {earlier['run_id']}, and this job is run {scheduled} (LOROT_RUN_ID); move the "
+            "folder away, or unset LOROT_RUN_ID to go on with the run that is there"
+        )
     run = tracking.open_run(
         job.tracking,
         name=job.name,
         folder=folder.path,
         run_id=earlier.get("run_id"),
+        scheduled=scheduled,
         tags={
             "data.name": train_set.name,
             "data.digest": train_set.digest,
@@ -229,7 +239,7 @@ def _open_run(
             **task.tags(),
         },
     )
-    folder.write("run.json", run.about())
+    folder.write("run.json", run.about() | {"total_steps": lengths.total})
     resolved = folder.path / "config.yaml"
     resolved.write_text(config.dump(job))
     run.log_params(job.model_dump(mode="json"))

@@ -1,0 +1,130 @@
+"""Where jobs run, one file each: `local`, `docker`, `kubernetes`. Found by name. Imports no torch.
+
+Every call may be repeated without effect: the service can be killed between asking and writing down that it has asked.
+What a backend makes carries the attempt's name, so it is found again without any note.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from service.jobs.job import Job
+from service.jobs.settings import ServiceSettings
+
+NAMES = ("local", "docker", "kubernetes")
+Handle = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a backend is to start.
+
+    Attributes:
+        name: the attempt's; the same order twice starts one thing.
+        job: whose attempt it is; `job.spec` has image, nodes, resources, secrets, grace.
+        folder: the job's own on this machine: results go there. Where the job sees it: `service.jobs.orders.Places`.
+        command: program and arguments of one node, with the paths as the job sees them.
+        environment: variables, without secrets.
+        number: of the attempt, from 1.
+        gpus: which of this machine's GPUs are the attempt's, counted from 0 among those that the service sees; empty
+            without any, and for a place that chooses itself.
+    """
+
+    name: str
+    job: Job
+    folder: Path
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    number: int = 1
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """How an attempt stands.
+
+    Attributes:
+        phase: "waiting": made, but not running yet (a cluster's queue, an image that is pulled); "running"; "ended";
+            "gone": nothing of that name is there, and nothing says how it ended.
+        exit_code: of the command, once it has ended and somebody knows; a negative one is a signal.
+        reason: why, in a sentence; "" while it runs or after success.
+        preempted: it was ended for others' sake, by no fault of its own: it does not count against the retries.
+        out_of_memory: the kernel killed it for its memory limit.
+        image_digest: of the image that runs, sha256:...; "" without one.
+        started_s, ended_s: seconds since the epoch; 0: not yet or unknown.
+        nodes: a line for each node, as "node 0: running", for people.
+    """
+
+    phase: Literal["waiting", "running", "ended", "gone"]
+    exit_code: int | None = None
+    reason: str = ""
+    preempted: bool = False
+    out_of_memory: bool = False
+    image_digest: str = ""
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    nodes: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """One place where jobs run. Raises BackendError where it does not answer, ConfigError for what it cannot do."""
+
+    name: str
+    # Whether its jobs take from this machine's GPUs and cores, which the service's queue counts.
+    uses_this_machine: bool
+
+    def check(self, job: Job) -> None:
+        """Refuse, before anything is recorded, what this place cannot do; raises ConfigError."""
+        ...
+
+    def start(self, order: Order) -> Handle:
+        """Make it, or find what an earlier call has made; returns at once."""
+        ...
+
+    def status(self, name: str, handle: Handle) -> Status:
+        """How the attempt stands; by name alone where the handle is empty."""
+        ...
+
+    def logs(
+        self,
+        name: str,
+        handle: Handle,
+        *,
+        node: int = 0,
+        tail: int | None = None,
+        follow: Callable[[], bool] | None = None,
+    ) -> Iterator[bytes]:
+        """What a node has written, in pieces; the last `tail` lines; on and on while `follow()` and it runs.
+
+        Following yields b"" now and then, so that whoever reads can stop.
+        """
+        ...
+
+    def cancel(self, name: str, handle: Handle, grace_s: float) -> None:
+        """Ask it to stop, and see to it that it is killed after `grace_s`; returns at once."""
+        ...
+
+    def remove(self, name: str, handle: Handle) -> None:
+        """Clear away what an attempt that has ended leaves there. Its results and logs in the job's folder stay."""
+        ...
+
+    def reconcile(self) -> dict[str, str]:
+        """Everything there that carries our label: attempt names, and the job's id of each."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; nothing that runs is touched."""
+        ...
+
+
+def load(name: str, settings: ServiceSettings) -> Backend:
+    """The backend of this name: `service.jobs.backends.NAME` has `make(settings)`; raises ConfigError if it is off."""
+    from service.errors import ConfigError
+
+    if name not in NAMES or not getattr(settings.backends, name).enabled:
+        on = [other for other in NAMES if getattr(settings.backends, other).enabled]
+        raise ConfigError(f"backend {name!r} is not set up here; there are {', '.join(on) or 'none'}")
+    backend: Backend = importlib.import_module(f"service.jobs.backends.{name}").make(settings)
+    return backend

@@ -1,0 +1,303 @@
+"""Jobs as containers of a Docker engine: one each, or a node each on a network of their own. Imports no torch.
+
+Everything carries the attempt's name and labels, so it is found again without any note, also by another process. The
+engine starts nothing again by itself: the service does, from the last checkpoint and within the job's budget.
+"""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from docker.errors import APIError, ImageNotFound
+
+from service.errors import BackendError, ConfigError, StorageError
+from service.jobs import log_file, plain_files
+from service.jobs.backends import Handle, Order, Status
+from service.jobs.backends import docker_containers as containers
+from service.jobs.backends import docker_ends as ends
+from service.jobs.backends import docker_images as images
+from service.jobs.backends import docker_logs as log_files
+from service.jobs.backends.docker_engine import Engine, meaning
+from service.jobs.job import Job
+from service.jobs.settings import ServiceSettings
+
+# What an attempt leaves in its folder of how it ended.
+_EXIT = "exit.json"
+_NOTED = ("exit_code", "reason", "out_of_memory", "image_digest", "started_s", "ended_s", "nodes")
+# Between two looks at whether a log has begun.
+_LOOK_S = 0.5
+
+Inspected = Mapping[str, Any]
+
+
+def make(settings: ServiceSettings) -> "DockerBackend":
+    """The backend. Asks no engine yet."""
+    return DockerBackend(settings)
+
+
+class DockerBackend:
+    """Containers of one engine. Thread-safe."""
+
+    name = "docker"
+    uses_this_machine = True
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._docker = settings.backends.docker
+        self._engine = Engine(self._docker.url)
+        self._pulls = images.Pulls()
+        self._lock = threading.Lock()
+        # Attempts that wait for their image, and those that were asked to stop and have not yet.
+        self._waiting: dict[str, tuple[Order, images.Pull]] = {}
+        self._stopping: set[str] = set()
+
+    def check(self, job: Job) -> None:
+        """Refuse what no engine is to do for this job; raises ConfigError."""
+        containers.check(job, self._settings)
+
+    def start(self, order: Order) -> Handle:
+        """Make and start the containers of an attempt, or find them; returns at once, also while an image is fetched.
+
+        Raises:
+            ConfigError: the engine refuses the order: its folder, limits, GPUs or command.
+            BackendError: it does not answer, or has no room now.
+        """
+        self.check(order.job)
+        containers.prepare(order, self._docker)
+        try:
+            with self._engine.explained(), self._lock:
+                self._make(order)
+        except ConfigError:
+            # What was made of it before would stay for good.
+            self.remove(order.name, {})
+            raise
+        return {"folder": str(order.folder.absolute()), "nodes": order.job.spec.most_nodes}
+
+    def status(self, name: str, handle: Handle) -> Status:
+        """How the attempt stands. What has ended leaves its logs and its end in the job's folder."""
+        with self._engine.explained():
+            waiting = self._await_image(name)
+            if waiting is not None:
+                return waiting
+            found = self._nodes(name)
+            if not found:
+                return self._noted(name, handle)
+            now = self._judge(found)
+            if now.phase == "ended":
+                try:
+                    self._keep(name, found, now)
+                except StorageError:
+                    # How it ended must be heard of on a full disk too; the logs are kept later, or not removed.
+                    return now
+            elif ends.is_hopeless([ends.Node.of(one) for one in found], _fewest(found)):
+                self._stop(name, found)
+            return now
+
+    def logs(
+        self,
+        name: str,
+        handle: Handle,
+        *,
+        node: int = 0,
+        tail: int | None = None,
+        follow: Callable[[], bool] | None = None,
+    ) -> Iterator[bytes]:
+        """What a node has written, from the engine, or from the job's folder when its container is gone.
+
+        Raises:
+            BackendError: the engine does not answer, or lost the stream while the container runs.
+        """
+        while True:
+            waits = name in self._waiting
+            with self._engine.explained():
+                found = [] if waits else [one for one in self._nodes(name) if _node(one) == str(node)]
+            waits = waits or (bool(found) and found[0]["State"]["Status"] == "created")
+            if not waits or follow is None or not follow():
+                break
+            yield b""
+            time.sleep(_LOOK_S)
+        if not found:
+            yield from log_file.read(log_files.path(*self._place(name, handle), node), tail=tail)
+            return
+        container = found[0]["Id"]
+        with self._engine.explained():
+            if follow is None:
+                last = "all" if tail is None else tail
+                yield from self._engine.api.logs(container, stream=True, follow=False, tail=last)
+                return
+            yield from log_files.follow(self._engine.api, container, tail, follow)
+            if follow() and any(one["Id"] == container and one["State"]["Running"] for one in self._nodes(name)):
+                raise BackendError("the engine broke off the log of a container that still runs; ask again")
+
+    def cancel(self, name: str, handle: Handle, grace_s: float) -> None:
+        """Send SIGTERM to all nodes; the engine kills what is left of them after `grace_s`. Returns at once."""
+        with self._engine.explained():
+            with self._lock:
+                self._waiting.pop(name, None)
+            found = self._nodes(name)
+            for one in found:
+                if one["State"]["Status"] == "created":
+                    self._engine.remove(one["Id"])
+            self._stop(name, found, grace_s)
+
+    def remove(self, name: str, handle: Handle) -> None:
+        """Remove the attempt's containers and network; their logs are kept in the job's folder first."""
+        with self._engine.explained():
+            with self._lock:
+                self._waiting.pop(name, None)
+            found = self._nodes(name)
+            if found:
+                try:
+                    self._keep(name, found, self._judge(found))
+                except StorageError as error:
+                    raise BackendError(f"the containers of {name} are left for now: {error}") from None
+            for one in self._engine.inspect(name):
+                self._engine.remove(one["Id"])
+            for network in self._engine.networks(name):
+                self._engine.remove_network(network)
+
+    def reconcile(self) -> dict[str, str]:
+        """The attempts that have containers or a network on the engine, and the job of each."""
+        with self._engine.explained():
+            found = self._engine.attempts()
+        return {name: order.job.id for name, (order, _) in list(self._waiting.items())} | found
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._engine.close()
+
+    def _make(self, order: Order) -> None:
+        """Make what is missing of an attempt, and start what was never started."""
+        engine, nodes = self._engine, order.job.spec.most_nodes
+        here = {one["Name"].removeprefix("/"): one for one in engine.inspect(order.name)}
+        if not here:
+            image = containers.image_of(order.job.spec, self._docker)
+            try:
+                engine.api.inspect_image(image)
+            except ImageNotFound:
+                self._waiting[order.name] = order, self._pulls.begin(engine.api, image)
+                return
+        beside = None
+        if containers.has_own_network(order):
+            labels = {containers.JOB: order.job.id, containers.ATTEMPT: order.name}
+            # With the operator's network beside it, no way needs to lead out of this one.
+            engine.create_network(order.name, labels, internal=self._docker.network is not None)
+            beside = self._docker.network
+        parts: list[tuple[str, int | None]] = [(f"{order.name}-n{node}", node) for node in range(nodes)]
+        if containers.meets(order):
+            parts.insert(0, (f"{order.name}-{containers.MEETING_POINT}", None))
+        for name, node in parts:
+            if name not in here:
+                body = containers.container(order, self._settings, node)
+                here[name] = engine.create(name, body, None if node is None else beside)
+        for name, _ in parts:
+            # One that has ended is not started again: it would do the same work twice.
+            if here[name]["State"]["Status"] == "created":
+                engine.api.start(here[name]["Id"])
+
+    def _await_image(self, name: str) -> Status | None:
+        """How an attempt stands that waits for its image; None if none does. Starts it once the image is there."""
+        with self._lock:
+            if name not in self._waiting:
+                return None
+            order, pull = self._waiting[name]
+            if not pull.done.is_set():
+                return Status("waiting", reason=f"the engine fetches image {pull.image}: {pull.says}")
+            error = pull.error
+            try:
+                if error is None:
+                    self._make(order)
+            except APIError as refusal:
+                error = meaning(refusal)
+                if isinstance(error, BackendError):
+                    raise
+            except ConfigError as refusal:
+                error = refusal
+            del self._waiting[name]
+        if error is None:
+            return None
+        end = Status("ended", error.exit_code, reason=str(error), ended_s=time.time())
+        _note(order.folder, order.number, end)
+        return end
+
+    def _nodes(self, name: str) -> list[dict[str, Any]]:
+        """The containers of an attempt, without the rendezvous."""
+        return [one for one in self._engine.inspect(name) if _node(one) != containers.MEETING_POINT]
+
+    def _judge(self, found: Sequence[Inspected]) -> Status:
+        digest = self._engine.digest(found[0]["Image"])
+        return ends.status([ends.Node.of(one) for one in found], _fewest(found), digest)
+
+    def _stop(self, name: str, found: Sequence[Inspected], grace_s: float | None = None) -> None:
+        """Stop containers in the background, once at a time: a second SIGTERM would begin the grace anew."""
+        running = [str(one["Id"]) for one in found if one["State"]["Running"]]
+        with self._lock:
+            if name in self._stopping or not running:
+                return
+            self._stopping.add(name)
+
+        def stop() -> None:
+            try:
+                self._engine.stop_all(running, None if grace_s is None else math.ceil(grace_s))
+            finally:
+                with self._lock:
+                    self._stopping.discard(name)
+
+        threading.Thread(target=stop, name=f"stop of {name}", daemon=True).start()
+
+    def _keep(self, name: str, found: Sequence[Inspected], status: Status) -> None:
+        """Copy logs and the end of an attempt to the job's folder, once, so that they outlive the containers."""
+        folder = Path(found[0]["Config"]["Labels"][containers.FOLDER])
+        for one in found:
+            target = log_files.path(folder, _number(name), _node(one))
+            if not target.exists():
+                log_files.keep(self._engine.api, one["Id"], folder, target.relative_to(folder).as_posix())
+        if status.phase == "ended":
+            _note(folder, _number(name), status)
+
+    def _noted(self, name: str, handle: Handle) -> Status:
+        """How an attempt ended whose containers are gone, as far as that was kept."""
+        folder, number = self._place(name, handle)
+        try:
+            said = json.loads(plain_files.text(folder, f"attempts/{number}/{_EXIT}"))
+            return Status("ended", **{name: said[name] for name in _NOTED} | {"nodes": tuple(said["nodes"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return Status("gone", reason=f"the engine has no container of {name}, and nothing says how it ended")
+
+    def _place(self, name: str, handle: Handle) -> tuple[Path, int]:
+        """The job's folder and the attempt's number, by the handle or else by the name, which holds both."""
+        if handle.get("folder"):
+            return Path(str(handle["folder"])), _number(name)
+        digits = name.removeprefix("lorot-").rpartition("-")[0]
+        found = sorted(self._settings.results.glob(f"{digits}*")) if digits.isalnum() else []
+        return (found[0] if found else self._settings.results / name), _number(name)
+
+
+def _note(folder: Path, number: int, status: Status) -> None:
+    """Write down how an attempt ended; raises StorageError."""
+    note = f"attempts/{number}/{_EXIT}"
+    content = json.dumps({name: getattr(status, name) for name in _NOTED}, indent=1) + "\n"
+    try:
+        with plain_files.writing(folder, note) as file:
+            file.write(content.encode())
+    except OSError as error:
+        raise StorageError(f"{folder / note}: cannot be written ({error.strerror}); free some space") from None
+
+
+def _fewest(found: Sequence[Inspected]) -> int:
+    """The nodes that have to end well."""
+    return int(found[0]["Config"]["Labels"].get(containers.FEWEST) or 1)
+
+
+def _node(inspected: Inspected) -> str:
+    return str(inspected["Config"]["Labels"].get(containers.NODE, "0"))
+
+
+def _number(name: str) -> int:
+    """Of the attempt, which its name ends with."""
+    last = name.rpartition("-")[2]
+    return int(last) if last.isdecimal() else 1

@@ -1,0 +1,110 @@
+"""Whether a job may be submitted here: its configuration, its paths, its secrets, whether it ever fits. No torch."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from service import config, config_file
+from service.config import TrainingConfig
+from service.errors import ConfigError
+from service.jobs import allowed, orders
+from service.jobs.backends import Backend
+from service.jobs.job import Job
+from service.jobs.queue import Amount
+from service.jobs.settings import ServiceSettings
+from service.jobs.spec import JobSpec
+
+# Of a job that is only looked at.
+_NO_ID = "0" * 32
+# Which kinds of configuration a kind of job takes.
+_JOBS: Mapping[str, str] = {"train": "classify", "detect": "detect", "segment": "segment"}
+
+
+def check(spec: JobSpec, settings: ServiceSettings, backend: Backend, capacity: Amount) -> dict[str, Any]:
+    """The resolved configuration of a job that may be submitted; empty for a container.
+
+    Raises:
+        ConfigError: what is wrong with it, or what of it this service does not allow or have.
+        BackendError: the place where it is to run does not answer.
+    """
+    if spec.retries > settings.limits.retries:
+        raise ConfigError(f"retries: {spec.retries} are more than this service allows, {settings.limits.retries}")
+    orders.refuse_unreachable(spec, settings)
+    if backend.uses_this_machine:
+        _refuse_too_large(spec, capacity)
+    if spec.secrets and spec.backend != "kubernetes":
+        # A cluster has its own.
+        orders.secret_values(spec, settings)
+    resolved = {} if spec.kind == "container" else resolve(spec, settings)
+    backend.check(Job(_NO_ID, "", spec, "queued"))
+    return resolved
+
+
+def resolve(spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:
+    """The configuration with every key, as JSON has it; raises ConfigError."""
+    given = copy.deepcopy(spec.config)
+    allowed.own_keys(given)
+    # Before anything reads what they name.
+    allowed.paths(given, settings, spec.backend)
+    kind = _JOBS[spec.kind]
+    if (job := given.setdefault("job", kind)) != kind:
+        fits = next((name for name, other in _JOBS.items() if other == job), "none of train, detect and segment")
+        raise ConfigError(f"config.job: {job!r} is no configuration for kind {spec.kind!r}; kind {fits!r} takes it")
+    if spec.model is not None:
+        given = _on_the_model(given, spec, settings)
+    found = config.resolve_any(given, source="config")
+    _check_workers(found, spec)
+    resolved = found.model_dump(mode="json")
+    # Once more: a default may lie outside of the roots, too.
+    allowed.paths({"data": {"root": str(found.data.root)}}, settings, spec.backend)
+    root = str(found.data.root)
+    if "://" not in root:
+        resolved["data"]["root"] = str(allowed.inside(root, settings, "config.data.root", spec.backend))
+    return _with_absolute_paths(resolved, settings, spec.backend)
+
+
+def needs(spec: JobSpec) -> Amount:
+    """What all nodes of a job take together."""
+    return Amount(spec.resources.gpus * spec.most_nodes, spec.resources.cpus * spec.most_nodes)
+
+
+def _refuse_too_large(spec: JobSpec, capacity: Amount) -> None:
+    needed = needs(spec)
+    nodes = f" on {spec.most_nodes} nodes" if spec.most_nodes > 1 else ""
+    if needed.gpus > capacity.gpus:
+        raise ConfigError(
+            f"resources.gpus: {needed.gpus} GPUs{nodes} never fit this machine, which has {capacity.gpus}"
+        )
+    if not needed.fits(capacity):
+        raise ConfigError(
+            f"resources.cpus: {needed.cpus:g} cores{nodes} never fit this machine, which has {capacity.cpus:g}"
+        )
+
+
+def _on_the_model(given: dict[str, Any], spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:
+    """The configuration with the model that the job names."""
+    allowed.paths({"model": {"backbone": spec.model}}, settings, spec.backend)
+    own = given.get("model", {})
+    if not isinstance(own, dict):
+        return given
+    if own.get("backbone", spec.model) != spec.model:
+        raise ConfigError(
+            f"config.model.backbone: {own['backbone']!r} is another model than {spec.model!r}; leave it away"
+        )
+    return config_file.merge(given, {"model": {"backbone": spec.model}})
+
+
+def _check_workers(found: TrainingConfig, spec: JobSpec) -> None:
+    """Refuse a batch that the job's processes cannot share, as far as their number is known here."""
+    workers = spec.workers or found.workers or spec.resources.gpus
+    if workers and spec.fewest_nodes == spec.most_nodes:
+        config.accumulation_steps(found, workers * spec.most_nodes)
+
+
+def _with_absolute_paths(resolved: dict[str, Any], settings: ServiceSettings, backend: str) -> dict[str, Any]:
+    """The same with a model's files named independently of the working folder."""
+    for key in ("init_from", "backbone"):
+        value = resolved["model"].get(key)
+        if isinstance(value, str) and not value.startswith(("models:/", "runs:/")):
+            resolved["model"][key] = str(allowed.inside(value, settings, f"config.model.{key}", backend))
+    return resolved
