@@ -12,9 +12,12 @@ OTHER := $(if $(filter 12,$(CUDA)),130,120)
 WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUDA) $(CURDIR)
 # One thread a process: the tests run side by side.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Tests of several machines, of engines and of time limits, which are disturbed by others beside them.
+ALONE := $(patsubst %,tests/integration/test_%.py,nodes hangs preemption exact_resume docker_jobs docker_training images \
+  service_kills)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint test-integration bench bench-training bench-data soak variants clean
+.PHONY: help setup quickstart test lint test-integration bench bench-training bench-service bench-data soak variants clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,7 +46,8 @@ lint: setup ## ruff, the type checker, and who may import whom
 	$(PYTEST) tests/test_architecture.py
 
 test-integration: setup ## the tests that start servers and jobs
-	$(PYTEST) -m integration --durations=20
+	$(PYTEST) -m integration --durations=20 $(ALONE)
+	$(PYTEST) -m integration --durations=20 -n $(JOBS) --dist loadfile $(addprefix --ignore=,$(ALONE))
 
 bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \
@@ -56,6 +60,9 @@ bench: setup ## the benchmarks: ratios taken in one run
 bench-training: setup ## what checkpoints, determinism, a second worker, the record and a lost worker cost: a quarter of an hour
 	for each in checkpoint_stall determinism_cost weak_scaling record_cost recovery_time plan_accuracy; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.$$each || exit 1; done
+
+bench-service: setup ## the job service with 10,000 jobs in its record, 20 clients, 200 followers
+	$(BIN)/python -m tests.benchmarks.service_load
 
 bench-data: setup ## loaders side by side in one run: three quarters of an hour; fills .bench (see tests/benchmarks/data)
 	$(BIN)/python -m tests.benchmarks.data

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from service.commands import asking, demo_coco, detect, travel
+from service.commands import asking, compare, demo_coco, detect, jobs, operations, travel
 from service.errors import EXIT_CODES, LorotError
 from service.planning.command import plan
 
@@ -111,7 +111,7 @@ def check(config: Config, overrides: Overrides = None, workers: Workers = None) 
     from service import check as checking
     from service import config as configuration
 
-    findings = checking.examine(configuration.load(config, overrides or ()), workers)
+    findings = checking.examine(configuration.load_any(config, overrides or ()), workers)
     checking.show(findings, Console())
     if findings.missing:
         raise typer.Exit(3)
@@ -141,7 +141,10 @@ def profile(
 
 app.command(cls=ConfigCommand)(plan)
 detect.add_to(app)
+compare.add_to(app)
 travel.add_to(app)
+jobs.add_to(app)
+operations.add_to(app)
 
 
 @app.command()

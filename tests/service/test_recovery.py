@@ -273,3 +273,74 @@ def test_a_version_whose_twin_was_served_late_is_there_once(place: str, tmp_path
     assert int(twin.version) != first
     assert registry.register(card, name="lorot-demo", run_id=run.run_id, metric="val/top1") == first
     assert [row.version for row in registry.list_models()] == [first]
+
+
+# --- folders that foreign code has written
+
+
+def foreign_spool(run: Path, run_id: str, *records: dict[str, object], name: str = "spool.jsonl") -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    lines = [{"run_id": run_id}, *({"time_ms": 1, **record} for record in records)]
+    (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def kept_files(run_id: str) -> set[str]:
+    return {file.path for file in tracking.client().list_artifacts(run_id)}
+
+
+def test_of_a_foreign_folder_only_what_lies_in_it_goes_into_the_record(place: str, tmp_path: Path) -> None:
+    api = tracking.client()
+    run_id = api.create_run("0").info.run_id
+    run, secret = tmp_path / "job" / "run", tmp_path / "state" / "tokens.json"
+    foreign_spool(
+        run,
+        run_id,
+        {"op": "artifact", "path": "../../state/tokens.json", "subfolder": None},
+        {"op": "artifact", "path": str(secret), "subfolder": None},
+        {"op": "artifact", "path": "link", "subfolder": None},
+        {"op": "artifact", "path": "linked", "subfolder": None},
+        {"op": "artifact", "path": "folder", "subfolder": None},
+        {"op": "artifact", "path": "own.txt", "subfolder": "../elsewhere"},
+        {"op": "register", "folder": "../../state", "name": "stolen", "metric": "m", "mode": "max"},
+        {"op": "tags", "values": {"lorot.job.state": "succeeded", "lorot.key": "k", "mine": "1"}},
+        {"op": "metrics", "values": ["no", "mapping"], "step": 1},
+        {"op": ["no", "word"]},
+        {"op": "artifact", "path": "own.txt", "subfolder": None},
+    )
+    secret.parent.mkdir()
+    secret.write_text("hush")
+    (run / "own.txt").write_text("own")
+    (run / "link").symlink_to(secret)
+    (run / "linked").symlink_to(secret.parent)
+    (run / "folder").mkdir()
+    (run / "folder" / "deep").symlink_to(secret)
+    assert recovery.sync_foreign(run, place, run_id).sent == 11
+    assert kept_files(run_id) == {"own.txt"}
+    told = tags(run_id)
+    assert told["mine"] == "1"
+    assert not [key for key in told if key.startswith("lorot.")]
+    assert not api.search_registered_models()
+
+
+def test_a_foreign_folder_speaks_for_no_other_run(place: str, tmp_path: Path) -> None:
+    api = tracking.client()
+    own, other = (api.create_run("0").info.run_id for _ in range(2))
+    foreign_spool(tmp_path, other, {"op": "tags", "values": {"a": "1"}}, name="spool-other.jsonl")
+    foreign_spool(tmp_path, own, {"op": "tags", "values": {"b": "1"}})
+    assert recovery.sync_foreign(tmp_path, place, own).sent == 1
+    assert ("a" in tags(other), "b" in tags(own)) == (False, True)
+
+
+def test_links_in_a_foreign_folder_lead_no_writing_elsewhere(place: str, tmp_path: Path) -> None:
+    run_id = tracking.client().create_run("0").info.run_id
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    foreign_spool(run, run_id, {"op": "tags", "values": {"b": "1"}})
+    names = ["spool.sent-new", "spool.sent", "worker.lock", "owner.json", "spool-more.jsonl", "launcher.lock"]
+    mine.mkdir()
+    for name in names:
+        (mine / name).write_text('{"run_id": "x"}\nhalf a line')
+        (run / name).symlink_to(mine / name)
+    assert recovery.sync_foreign(run, place, run_id).sent == 1
+    assert tags(run_id)["b"] == "1"
+    assert {path.name for path in mine.iterdir()} == set(names)
+    assert {path.read_text() for path in mine.iterdir()} == {'{"run_id": "x"}\nhalf a line'}

@@ -1,0 +1,115 @@
+"""`lorot serve`: one process with the record, the controller, the API and the console, and its orderly end."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.api import app as application
+from service.api import server_note, structured_log
+from service.api.access import Access
+from service.errors import BackendError
+from service.jobs.controller import Controller
+from service.jobs.desk import Desk
+from service.jobs.settings import ServiceSettings
+
+# From a request to end to the end of what is still answered.
+_GRACE_S = 10
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams before it waits for the answers that are under way; a second signal waits for nothing."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not to be raised again at the end, which would make a failure of an orderly end.
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        inner = self.config.app
+        assert isinstance(inner, FastAPI)
+        application.begin_to_close(inner)
+        await super().shutdown(sockets)
+
+
+def serve(
+    settings: ServiceSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    mount: Callable[[FastAPI], None] | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Jobs go on afterwards, and are taken over by the next service.
+
+    Args:
+        port: 0 for a free one.
+        mount: adds the console's pages.
+        say: is told where it listens, once it does.
+
+    Raises:
+        ConfigError: off loopback without a token; another service has this record (TakenError).
+        TrackingError: MLflow does not answer.
+        BackendError: the port is taken.
+        StorageError: the state's folder cannot be written.
+    """
+    access = Access(settings, host=host)
+    access.check_start()
+    listening = _listen(host, port)
+    with contextlib.closing(listening):
+        desk = Desk(settings)
+        controller = Controller(desk)
+        app = application.create(desk, controller, access)
+        if mount is not None:
+            mount(app)
+        structured_log.start()
+        controller.start()
+        try:
+            url = _url(host, listening.getsockname()[1])
+            with server_note.kept(settings, url):
+                say(f"lorot serves at {url}")
+                _server(app, settings).run(sockets=[listening])
+        finally:
+            controller.stop()
+
+
+def _server(app: FastAPI, settings: ServiceSettings) -> _Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
+        lifespan="on",
+    )
+    return _Server(config)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Named, or asyncio does not know it for TCP, and each answer waits 40 ms for its second packet.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as error:
+        raise BackendError(f"{host}: is no address of this machine ({error.strerror or error})") from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(place)
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise BackendError(
+            f"{host}:{port}: cannot be listened on ({error.strerror or error}); --port 0 takes a free one"
+        ) from None
+    return listening
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"

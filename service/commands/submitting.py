@@ -1,0 +1,177 @@
+"""From the options of `lorot submit` to a job, and from its end to an exit code."""
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+from service.api.explaining import validated
+from service.errors import BackendError, ConfigError, JobError, TrackingError
+from service.jobs.job import ENDED, State
+from service.jobs.spec import KINDS, JobSpec
+
+_KIND_OF = {"classify": "train", "detect": "detect", "segment": "segment"}
+# Between two looks at a job that is waited for, seconds: more often at first.
+_SOONEST_S, _LATEST_S = 0.2, 3.0
+_CANCELLED = 130
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was given on the command line; None and empty for what was not."""
+
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    kind: str | None = None
+    backend: str | None = None
+    name: str | None = None
+    environment: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    others: Mapping[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Watched(Protocol):
+    """What tells how a job stands."""
+
+    def job(self, job_id: str) -> dict[str, Any]: ...
+
+
+def spec(wish: Wish) -> JobSpec:
+    """The job that is wished for, with its configuration in plain keys: the service has no files of ours.
+
+    Raises:
+        ConfigError: what is wrong, and what would work.
+    """
+    values = {key: value for key, value in wish.others.items() if value not in (None, (), [])}
+    values["resources"] = {key: value for key, value in wish.resources.items() if value is not None}
+    values["environment"], values["secrets"] = _pairs("--env", wish.environment), _pairs("--secret", wish.secrets)
+    config = _config(wish)
+    kind = wish.kind or ("container" if wish.command else _kind(config))
+    check_choices(kind=kind, backend=wish.backend)
+    if kind == "train" and wish.config is None:
+        raise ConfigError("CONFIG is missing: name a configuration, as configs/quickstart.yaml, or a COMMAND after --")
+    if wish.command:
+        if wish.config is not None:
+            raise ConfigError(
+                f"{wish.config}: a configuration is for train, detect and segment; a container has its COMMAND after --"
+            )
+        values["command"] = wish.command
+    values |= {"kind": kind, "config": config}
+    values["backend"] = wish.backend or ("docker" if kind == "container" else "local")
+    stem = wish.config.stem if wish.config else Path(wish.command[0]).name if wish.command else kind
+    values["name"] = wish.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:63].strip("._-") or "job"
+    return validated(JobSpec, values, "this job")
+
+
+def check_choices(**chosen: str | None) -> None:
+    """Raises ConfigError for a state, kind, backend or format that there is not."""
+    known: dict[str, Sequence[str]] = {
+        "state": get_args(State),
+        "kind": KINDS,
+        "backend": ("local", "docker", "kubernetes"),
+        "format": ("objects", "trainjob"),
+    }
+    for option, value in chosen.items():
+        if value is not None and value not in known[option]:
+            raise ConfigError(f"--{option}: {value!r} is none of {', '.join(known[option])}")
+
+
+def new_key() -> str:
+    """A key that nobody has used."""
+    return secrets.token_hex(16)
+
+
+def preview(spec: JobSpec, settings: Path | None, *, form: str, as_json: bool) -> str:
+    """What would be submitted, checked as far as this machine can tell: the spec, or for kubernetes its manifests.
+
+    Args:
+        form: of manifests: objects, as the service makes them, or trainjob, for Kubeflow.
+    """
+    import yaml
+
+    from service.jobs import checking, orders, settings_file
+    from service.jobs.manifests import rendering
+
+    chosen = settings_file.load(settings)
+    resolved = {} if spec.kind == "container" else checking.resolve(spec, chosen)
+    if spec.backend != "kubernetes":
+        values = spec.model_dump(mode="json")
+        return json.dumps(values, indent=1) + "\n" if as_json else str(yaml.safe_dump(values, sort_keys=False))
+    job, attempt = rendering.placeholder(spec)
+    order = orders.order(job, attempt, chosen, resolved)
+    configuration = ""
+    if resolved:
+        configuration = yaml.safe_dump(orders.configuration(job, chosen, resolved), sort_keys=False)
+    text = rendering.rendered(
+        order, chosen, "trainjob" if form == "trainjob" else "objects", configuration=configuration
+    )
+    return json.dumps(list(yaml.safe_load_all(text)), indent=1) + "\n" if as_json else text
+
+
+def await_end(desk: Watched, job: Mapping[str, Any], *, say: Callable[[str], None]) -> dict[str, Any]:
+    """The job once it has ended; `say` is told of every state on the way. A service that is away is waited for."""
+    current, pause, silent = dict(job), _SOONEST_S, 0
+    told = str(job["state"])
+    while current["state"] not in ENDED:
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LATEST_S)
+        try:
+            current, silent = desk.job(job["id"]), 0
+        except (BackendError, TrackingError):
+            silent += 1
+            if silent > 20:
+                raise
+            continue
+        if current["state"] != told:
+            told, pause = current["state"], _SOONEST_S
+            say(f"{job['id'][:12]} {told}")
+    return current
+
+
+def end_as(job: Mapping[str, Any]) -> None:
+    """Return if the job finished; else raise JobError with the job's own exit code."""
+    if job["state"] == "finished":
+        return
+    code = next((one["exit_code"] for one in reversed(job["attempts"]) if one["exit_code"] is not None), None)
+    if not code:
+        code = _CANCELLED if job["state"] == "killed" else 1
+    # A shell says it so when a signal has ended a program.
+    code = 128 - code if code < 0 else code
+    raise JobError(f"job {job['id']} {job['state']}: {job['reason'] or 'its log says more'}", code)
+
+
+def _config(wish: Wish) -> dict[str, Any]:
+    from service import config_file
+
+    if wish.config is None:
+        if wish.overrides:
+            raise ConfigError(f"{wish.overrides[0]!r}: values go on top of a CONFIG, and there is none")
+        return {}
+    if wish.command:
+        return {}
+    values = config_file.read(wish.config)
+    for override in wish.overrides:
+        config_file.assign(values, override)
+    # Dates and the like, which YAML knows and JSON does not, are texts to every key there is.
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return _KIND_OF.get(str(config.get("job", "classify")), "train")
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option} {text!r}: write KEY=VALUE")
+        pairs[key] = value
+    return pairs

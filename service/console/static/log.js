@@ -1,0 +1,102 @@
+// The live log of a job: server-sent events, kept at the end unless somebody has scrolled up or paused it.
+"use strict";
+
+(() => {
+  const log = document.getElementById("log");
+  const note = document.getElementById("log-note");
+  const button = document.getElementById("log-pause");
+  const choice = document.getElementById("log-choice");
+  const MOST_LINES = 5000;
+  // Terminal escapes, then other controls and marks of the writing direction.
+  const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?|\x9b[0-?]*[ -/]*[@-~]/g;
+  const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
+  let source = null;
+  let paused = false;
+  let ended = false;
+  let waiting = [];
+  let lines = 0;
+
+  for (const select of choice.querySelectorAll("select")) select.addEventListener("change", () => choice.requestSubmit());
+
+  const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  const toEnd = () => { log.scrollTop = log.scrollHeight; };
+  toEnd();
+  if (log.dataset.following !== "yes") return;
+
+  function show(texts) {
+    const stay = atEnd();
+    for (const text of texts) {
+      const plain = text.replace(ESCAPES, "").replace(CONTROLS, "\ufffd");
+      log.append(document.createTextNode(`${plain}\n`));
+      lines += plain.split("\n").length;
+    }
+    while (lines > MOST_LINES && log.firstChild) {
+      lines -= log.firstChild.data.split("\n").length - 1;
+      log.firstChild.remove();
+    }
+    if (stay) toEnd();
+  }
+
+  function add(text) {
+    if (!paused) { show([text]); return; }
+    waiting.push(text);
+    if (waiting.length > MOST_LINES) waiting.shift();
+    note.textContent = `Paused; ${waiting.length} more ${waiting.length === 1 ? "piece" : "pieces"} since.`;
+  }
+
+  function stop() {
+    source?.close();
+    source = null;
+  }
+
+  function start() {
+    if (ended || source) return;
+    const address = new URL(log.dataset.url, location.href);
+    // Without an attempt, the log goes on with the next one.
+    address.searchParams.delete("attempt");
+    address.searchParams.set("follow", "true");
+    address.searchParams.set("tail", "200");
+    let fresh = true;
+    source = new EventSource(address);
+    source.onopen = () => {
+      button.hidden = false;
+      if (!paused) note.textContent = "Live.";
+      if (fresh) { log.replaceChildren(); waiting = []; lines = 0; }
+      fresh = false;
+    };
+    source.onmessage = (event) => add(event.data);
+    source.addEventListener("attempt", (event) => {
+      const number = JSON.parse(event.data).attempt;
+      if (number > 1) add(`--- attempt ${number} ---`);
+    });
+    source.addEventListener("problem", (event) => {
+      note.textContent = JSON.parse(event.data).message;
+      ended = true;
+      stop();
+    });
+    source.addEventListener("end", (event) => {
+      const end = JSON.parse(event.data);
+      note.textContent = `The job is ${end.state}; this was its last word.`;
+      ended = true;
+      button.hidden = true;
+      paused = false;
+      show(waiting.splice(0));
+      stop();
+    });
+    source.onerror = () => {
+      if (!ended) note.textContent = "The log does not come through just now; trying again.";
+      // Refused, not interrupted: the browser does not try that again by itself.
+      if (source && source.readyState === EventSource.CLOSED) { stop(); setTimeout(() => { if (!document.hidden) start(); }, 5000); }
+    };
+  }
+
+  button.addEventListener("click", () => {
+    paused = !paused;
+    button.setAttribute("aria-pressed", String(paused));
+    button.textContent = paused ? "Go on" : "Pause";
+    if (!paused) { show(waiting.splice(0)); toEnd(); note.textContent = "Live."; }
+  });
+  // A browser has few connections to a service; a page that nobody sees needs none.
+  document.addEventListener("visibilitychange", () => { if (document.hidden) { if (!paused) stop(); } else start(); });
+  start();
+})();

@@ -1,0 +1,175 @@
+"""One archive of all that the job service knows: the tracking database, artifacts, tokens, settings, and job folders.
+
+The database is taken first, as of one moment. Whatever it speaks of was written before that, so the files that are read
+afterwards hold all of it, and at most something more. Nothing has to be stopped.
+"""
+
+import tempfile
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service import provenance, store
+from service.errors import ConfigError, StorageError
+from service.jobs.settings import ServiceSettings
+from service.operations import archive, database
+from service.operations.archive import Manifest, Writer
+
+SETTINGS = "settings.yaml"
+STATE = "state"
+JOBS = "jobs"
+ARTIFACTS = "artifacts"
+# Where a running service notes that it is there, and what signs the sessions of browsers, who then log in anew.
+_OF_NOW = ("service.json", "session.key")
+DATABASES = {database.SQLITE: "database/mlflow.db", database.POSTGRESQL: "database/postgresql.dump"}
+
+
+def back_up(
+    settings: ServiceSettings,
+    target: Path,
+    *,
+    database_uri: str | None = None,
+    artifacts: Path | None = None,
+    with_artifacts: bool = True,
+    with_jobs: bool = False,
+    say: Callable[[str], object] = lambda text: None,
+) -> Path:
+    """Write an archive, whole or not at all; returns where it is.
+
+    Args:
+        settings: the service's.
+        target: a new file, or a folder that is there: it gets a file named by the time, UTC.
+        database_uri: of the tracking database; None: `settings.tracking_uri`, unless that is a server.
+        artifacts: folder of the tracking server's artifacts; None: folders of this machine that the database names.
+        with_artifacts: put artifacts in, registered models among them.
+        with_jobs: put the folders of jobs in: checkpoints, logs. Without them a job begins anew after a restore.
+        say: is told what is being done, in a few words.
+
+    Raises:
+        ConfigError: the target is there already, no database can be reached, a folder or a command is missing.
+        TrackingError: the database does not answer or is damaged.
+        StorageError: the archive cannot be written.
+    """
+    uri = database_uri or settings.tracking_uri or store.default_uri()
+    kind = database.kind_of(uri)
+    if artifacts is not None and not artifacts.is_dir():
+        raise ConfigError(f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination")
+    made = datetime.now(UTC)
+    if target.is_dir():
+        target = target / f"lorot-{made:%Y%m%d-%H%M%S}.tar"
+    try:
+        with (
+            archive.writing(target) as writer,
+            tempfile.TemporaryDirectory(prefix=".lorot-backup-", dir=target.parent) as scratch,
+        ):
+            say(f"database: {store.shown(uri)}")
+            dumped = Path(scratch) / "dumped"
+            database.dump(uri, dumped)
+            writer.add_file(dumped, DATABASES[kind])
+            facts: dict[str, Any] = {
+                "made": made.isoformat(timespec="seconds"),
+                "lorot": provenance.code_version(),
+                "database": kind,
+                "jobs": with_jobs,
+            }
+            writer.add_text(yaml.safe_dump(_portable(settings), sort_keys=False), SETTINGS)
+            if settings.state.is_dir():
+                say(f"tokens and the service's own files: {settings.state}")
+                writer.add_tree(settings.state, STATE, wanted=_is_state)
+            # Of the copy, where that can be asked: an experiment may have come since.
+            known = database.locations(f"sqlite:///{dumped}" if kind == database.SQLITE else uri)
+            facts |= _add_artifacts(writer, known, artifacts, with_artifacts, _omitted(settings, uri), say)
+            if with_jobs and settings.results.is_dir():
+                say(f"job folders: {settings.results}")
+                writer.add_tree(settings.results, JOBS, wanted=lambda name: not name.startswith("."))
+            manifest = writer.finish(facts)
+    except OSError as error:
+        raise StorageError(f"{target}: the archive cannot be made ({error.strerror or error})") from None
+    _tell(manifest, writer.left_out, target, say)
+    return target
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder of this machine that an artifact location names; None for a server's or an object store's."""
+    parts = urllib.parse.urlsplit(location)
+    if parts.scheme == "file":
+        return Path(urllib.request.url2pathname(parts.path))
+    return Path(location) if not parts.scheme and location.startswith("/") else None
+
+
+def _add_artifacts(
+    writer: Writer,
+    known: list[str],
+    folder: Path | None,
+    wanted: bool,
+    omit: set[Path],
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Put them in; returns what the manifest says of it: by location the folder in the archive, and what is not in."""
+    places: dict[str, str] = {}
+    elsewhere = []
+    for location in known:
+        own = local_folder(location)
+        if not wanted or own is None:
+            elsewhere.append(location)
+        elif own.is_dir():
+            places[location] = f"{ARTIFACTS}/{len(places)}"
+            say(f"artifacts: {own}")
+            writer.add_tree(own, places[location], omit=omit)
+    server = None
+    if wanted and folder is not None:
+        server = f"{ARTIFACTS}/server"
+        say(f"artifacts: {folder}")
+        writer.add_tree(folder, server, omit=omit)
+        elsewhere = [location for location in elsewhere if not location.startswith("mlflow-artifacts:")]
+    return {"artifacts": places, "server_artifacts": server, "elsewhere": elsewhere}
+
+
+def _tell(manifest: Manifest, left_out: list[str], target: Path, say: Callable[[str], object]) -> None:
+    for path in left_out[:10]:
+        say(f"left out, as it is no regular file: {path}")
+    if len(left_out) > 10:
+        say(f"left out, as they are no regular files: {len(left_out) - 10} more")
+    if not manifest.facts["server_artifacts"] and not manifest.facts["artifacts"]:
+        say("no artifacts are in it, so no registered models either")
+    for location in manifest.facts["elsewhere"]:
+        say(f"not in it: artifacts in {store.shown(location)}; they need a backup of their own")
+    say(f"{target}: {len(manifest.files)} files, {manifest.num_bytes / 1e6:.1f} MB")
+
+
+def _portable(settings: ServiceSettings) -> Mapping[str, Any]:
+    """As data, with absolute paths, and without the passwords that addresses may hold."""
+    content = settings.model_dump(mode="json", exclude_unset=True)
+    for name in ("state", "results", "secrets"):
+        if (path := getattr(settings, name)) is not None:
+            content[name] = str(path.resolve())
+    for name in ("data_roots", "mounts"):
+        content[name] = [str(path.resolve()) for path in getattr(settings, name)]
+    for name in ("tracking_uri", "worker_tracking_uri"):
+        uri = getattr(settings, name)
+        if uri is None or urllib.parse.urlsplit(uri).password:
+            # From MLFLOW_TRACKING_URI, which has the password.
+            content.pop(name, None)
+        else:
+            content[name] = store.absolute(uri)
+    return content
+
+
+def _omitted(settings: ServiceSettings, uri: str) -> set[Path]:
+    """What may lie in a folder of artifacts and is none."""
+    found = {settings.state.resolve(), settings.results.resolve()}
+    if (path := store.sqlite_path(uri)) is not None:
+        path = path.resolve()
+        found |= {path.with_name(path.name + end) for end in ("", "-wal", "-shm", "-journal")}
+        found.add(path.with_name(f".{path.name}.lock"))
+    return found
+
+
+def _is_state(name: str) -> bool:
+    """Not what says that a service runs, nor what one was about to write."""
+    return not name.startswith(".") and not name.endswith((".lock", ".pid", ".sock")) and name not in _OF_NOW

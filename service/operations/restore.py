@@ -1,0 +1,187 @@
+"""From an archive of `service.operations.backup` to a service's files, in a folder that was not there before.
+
+FOLDER/service.yaml    the settings of then, with the places of now
+FOLDER/mlflow.db       the tracking database, if it was SQLite
+FOLDER/state/          tokens, audit log
+FOLDER/artifacts/N/    registered models and other artifacts; server/: of a tracking server
+FOLDER/jobs/           job folders, if they were put in
+"""
+
+import secrets
+import shutil
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from service import store
+from service.errors import ConfigError, DataError, StorageError
+from service.jobs.settings import ServiceSettings
+from service.operations import archive, backup, database
+from service.operations.archive import Reader
+
+SETTINGS = "service.yaml"
+DATABASE = "mlflow.db"
+# Room that is left beside what the archive holds.
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came back.
+
+    Attributes:
+        settings: file to start the service with.
+        database_uri: of the tracking database, without a password.
+        server_artifacts: for the tracking server's --artifacts-destination; None if none were in the archive.
+        num_files, num_bytes: of the archive.
+    """
+
+    settings: Path
+    database_uri: str
+    server_artifacts: Path | None
+    num_files: int
+    num_bytes: int
+
+
+def restore(
+    source: Path,
+    folder: Path,
+    *,
+    database_uri: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> Restored:
+    """Check every byte of an archive, then put it into a folder, which appears whole or not at all.
+
+    Args:
+        source: the archive.
+        folder: is not there yet, or empty.
+        database_uri: of an empty PostgreSQL database, if the archive holds one; None: FOLDER/mlflow.db.
+        say: is told what is being done, in a few words.
+
+    Raises:
+        ConfigError: something is there already, or the database's address is missing.
+        DataError: the archive is damaged, or holds what no backup does.
+        TrackingError: the database does not answer or refuses.
+        StorageError: the folder cannot be written.
+    """
+    folder = folder.absolute()
+    with archive.reading(source) as reader:
+        kind = _kind(reader)
+        uri = _check_targets(folder, kind, database_uri)
+        say(f"checking {len(reader.manifest.files)} files, {reader.manifest.num_bytes / 1e6:.1f} MB")
+        reader.verify()
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder.parent).free < reader.manifest.num_bytes + _SPARE_BYTES:
+                raise StorageError(
+                    f"{folder}: too little room for {reader.manifest.num_bytes / 1e6:.0f} MB; choose another disk"
+                )
+            scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.restoring")
+            scratch.mkdir()
+            try:
+                _fill(reader, scratch, folder, kind, uri, say)
+                if folder.is_dir():
+                    folder.rmdir()
+                scratch.rename(folder)
+                archive.flush(folder.parent)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        manifest = reader.manifest
+        server = folder / manifest.facts["server_artifacts"] if manifest.facts.get("server_artifacts") else None
+        return Restored(
+            folder / SETTINGS, store.shown(uri), server, num_files=len(manifest.files), num_bytes=manifest.num_bytes
+        )
+
+
+def _kind(reader: Reader) -> str:
+    facts = reader.manifest.facts
+    kind = facts.get("database")
+    places = facts.get("artifacts")
+    server = facts.get("server_artifacts")
+    is_sound = (
+        kind in backup.DATABASES
+        and backup.DATABASES[kind] in reader.manifest.files
+        and isinstance(places, dict)
+        and all(
+            isinstance(own, str) and own == f"{backup.ARTIFACTS}/{number}" for number, own in enumerate(places.values())
+        )
+        and server in (None, f"{backup.ARTIFACTS}/server")
+    )
+    if not is_sound:
+        raise DataError(f"{reader.path}: its manifest is not as `lorot backup` writes it")
+    return str(kind)
+
+
+def _check_targets(folder: Path, kind: str, database_uri: str | None) -> str:
+    """The address of the database to fill; nothing that is there is written over."""
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise ConfigError(f"{folder}: is there already and is not overwritten; name a new or an empty folder")
+    if kind == database.SQLITE:
+        if database_uri is not None:
+            raise ConfigError(f"--database: the backup is of SQLite and becomes {folder / DATABASE}; leave it away")
+        return f"sqlite:///{folder / DATABASE}"
+    if database_uri is None:
+        raise ConfigError("the backup is of PostgreSQL: name an empty database, as --database postgresql://HOST/NAME")
+    if database.kind_of(database_uri) != kind:
+        raise ConfigError(f"--database: the backup is of PostgreSQL, {store.shown(database_uri)} is not")
+    database.refuse_if_filled(database_uri)
+    return database_uri
+
+
+def _fill(reader: Reader, scratch: Path, folder: Path, kind: str, uri: str, say: Callable[[str], object]) -> None:
+    facts = reader.manifest.facts
+    for part in (backup.STATE, backup.ARTIFACTS, backup.JOBS):
+        for name in reader.manifest.below(part):
+            reader.extract(name, scratch / name, 0o600 if part == backup.STATE else 0o666)
+    if (scratch / backup.STATE).exists():
+        (scratch / backup.STATE).chmod(0o700)
+    _write_settings(reader, scratch, folder, uri)
+    moves = {location: _as_written(location, folder / own) for location, own in facts["artifacts"].items()}
+    dumped = scratch / ".database"
+    reader.extract(backup.DATABASES[kind], dumped, 0o600)
+    say(f"database: {store.shown(uri)}")
+    if kind == database.SQLITE:
+        own = f"sqlite:///{scratch / DATABASE}"
+        database.restore(dumped, kind, own)
+        database.relocate(own, moves)
+    else:
+        database.restore(dumped, kind, uri)
+        database.relocate(uri, moves)
+        dumped.unlink()
+
+
+def _write_settings(reader: Reader, scratch: Path, folder: Path, uri: str) -> None:
+    try:
+        content = yaml.safe_load(reader.text(backup.SETTINGS)) if backup.SETTINGS in reader.manifest.files else {}
+        before = ServiceSettings.model_validate(content)
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        raise DataError(f"{reader.path}: its {backup.SETTINGS} cannot be read: {error}") from None
+    content = {**content, **_places(reader, before, folder, uri)}
+    for name, value in list(content.items()):
+        if value is None:
+            del content[name]
+    (scratch / SETTINGS).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def _places(reader: Reader, before: ServiceSettings, folder: Path, uri: str) -> Mapping[str, Any]:
+    """The settings that have moved."""
+    found: dict[str, Any] = {"state": str(folder / backup.STATE)}
+    if reader.manifest.facts.get("jobs"):
+        # Else they are where they were, if this is that machine.
+        found["results"] = str(folder / backup.JOBS)
+    if before.tracking_uri is None or not before.tracking_uri.startswith(("http://", "https://")):
+        # A password belongs in MLFLOW_TRACKING_URI, not in a file.
+        found["tracking_uri"] = None if urllib.parse.urlsplit(uri).password else uri
+    return found
+
+
+def _as_written(location: str, folder: Path) -> str:
+    """The new place in the way of the old one: MLflow has plain paths and file: addresses."""
+    return folder.as_uri() if location.startswith("file:") else str(folder)

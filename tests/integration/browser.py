@@ -1,0 +1,82 @@
+"""Debian's Chromium, driven by playwright, and what it complains about."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_CHECKS = (Path(__file__).parent / "page_checks.js").read_text()
+_DEBIAN = Path("/etc/debian_version")
+
+
+def chromium() -> str:
+    """Where it is; installed if it is missing and we may, else the tests that need it are skipped."""
+    for name in ("chromium", "chromium-browser"):
+        if found := shutil.which(name):
+            return found
+    if os.geteuid() != 0 or not _DEBIAN.exists():
+        pytest.skip("no chromium, and it can be installed by root on Debian only: apt-get install chromium")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core")):
+        done = subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"chromium could not be installed: {done.stderr[-500:]}")
+    found = shutil.which("chromium")
+    assert found, "apt-get has installed no chromium"
+    return found
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """A browser without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(_ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def look(page: Page, check: str) -> Any:
+    """What one of page_checks.js finds on a page."""
+    return page.evaluate(f"({_CHECKS.strip()}).{check}()")
+
+
+class Watched:
+    """A page, and everything that should not happen on it: errors, refused content, requests to elsewhere, dialogs."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.page: Page = context.new_page()
+        self.wrong: list[str] = []
+        self._url = url
+        self.page.on("console", self._said)
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        self.page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on("request", lambda request: self._asked(request.url))
+
+    def open(self, path: str) -> Page:
+        """Go there."""
+        self.page.goto(self._url + path)
+        return self.page
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.wrong.append(f"{message.type}: {message.text}")
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith(self._url):
+            self.wrong.append(f"request to {url}")

@@ -1,0 +1,361 @@
+"""The console in a real browser, against a real service: from the form to the registered model, for everybody."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, expect
+
+from service import store
+from service.jobs.desk import Desk
+from service.jobs.job import Attempt
+from service.jobs.orders import attempt_folder, folder_of
+from service.jobs.settings import ServiceSettings
+from service.jobs.spec import JobSpec
+from tests.integration import browser as browsing
+from tests.integration import processes
+from tests.integration.browser import Watched
+
+pytestmark = pytest.mark.integration
+
+LONG = "x" * 300
+HOSTILE = f"<img src=x onerror=alert(1)><script>document.title='taken'</script> \x1b[31mred\x1b[0m {LONG}"
+CONFIG = """\
+duration: 24 steps
+evaluate_every: 8 steps
+global_batch: 8
+micro_batch: 8
+workers: 1
+device: cpu
+precision: fp32
+data:
+  name: demo
+  root: {root}/data/demo
+  options: {{train_count: 64, val_count: 16, size: 40}}
+  size: 32
+  eval_crop: 1.0
+  loader: torch
+pretext: {{name: lorot_e}}
+objective: {{name: multi_task}}
+model: {{name: resnet_small, width: 8}}
+optimizer: {{lr: 0.05}}
+checkpoint: {{every: 8 steps}}
+tracking: {{log_every: 2 steps, system_metrics: false}}
+registry: {{name: console-demo}}
+"""
+
+
+@dataclass(frozen=True)
+class Console:
+    """A service that runs.
+
+    Attributes:
+        root: its folder.
+        url: where it listens.
+        failed, finished: ids of jobs that were there before it started.
+    """
+
+    root: Path
+    url: str
+    failed: str
+    finished: str
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    """`lorot serve` with a record in which something has happened already."""
+    root = tmp_path_factory.mktemp("console")
+    (root / "data").mkdir()
+    content = {
+        "state": f"{root}/state",
+        "results": f"{root}/jobs",
+        "data_roots": [f"{root}/data"],
+        "tracking_uri": f"sqlite:///{root}/mlflow.db",
+        "cpus": 2,
+        "gpus": 0,
+        "poll_s": 0.2,
+        "backends": {"local": {"environment": ["GREETING"]}},
+    }
+    (root / "service.yaml").write_text(json.dumps(content))
+    failed, finished = remembered(ServiceSettings.model_validate(content))
+    log = (root / "serve.log").open("w")
+    line = [sys.executable, "-m", "service.cli", "serve", "--settings", f"{root}/service.yaml", "--port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LOROT_CACHE": f"{root}/cache"}
+    serving = subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    note = root / "state" / "service.json"
+
+    def told() -> str:
+        return (root / "serve.log").read_text()[-3000:]
+
+    try:
+        processes.await_(lambda: note.exists() or serving.poll() is not None, "the service listens", 60, told)
+        assert serving.poll() is None, told()
+        yield Console(root, json.loads(note.read_text())["url"], failed, finished)
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        serving.wait(30)
+        log.close()
+
+
+def remembered(settings: ServiceSettings) -> tuple[str, str]:
+    """Put two jobs that have ended into the record, one of them with everything that could do harm or stick out."""
+    desk = Desk(settings)
+    ids = []
+    for name, state in (("a" * 63, "failed"), ("quickstart", "finished")):
+        config = {"duration": "10 steps", "data": {"root": str(settings.data_roots[0])}}
+        spec = JobSpec.model_validate({"name": name, "config": config, "environment": {"GREETING": HOSTILE}})
+        job, _ = desk.submit(spec, owner="local")
+        now = time.time()
+        attempt = Attempt(1, f"lorot-{job.id[:12]}-1", {"pid": 1, "note": HOSTILE}, now - 900, now - 60, 1, HOSTILE)
+        desk.record.change(job.id, state="starting", attempts=(attempt,))
+        desk.record.change(job.id, state="running")
+        desk.record.change(job.id, state=state, reason=HOSTILE if state == "failed" else "", ended_s=now - 60)
+        folder = attempt_folder(settings, job.id, 1)
+        folder.mkdir(parents=True)
+        (folder / "log-node0.txt").write_text("".join(f"{HOSTILE} {number}\n" for number in range(50)))
+        run = folder_of(settings, job.id) / "run"
+        run.mkdir()
+        records = [{"step": 10 * k, "time_s": k, "train/loss": 3 / k, "val/top1": 1 - 1 / k} for k in range(1, 30)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (run / "run.json").write_text(json.dumps({"total_steps": 290}))
+        Image.new("RGB", (1096, 320), (40, 90, 160)).save(run / "samples.png")
+        ids.append(job.id)
+    api = store.client(desk.record.uri)
+    api.create_registered_model("lorot-earlier")
+    found = {"downstream.wsol.gt_known:0.5": "0.75", "downstream.wsol.run_id": ids[0], "data": HOSTILE[:200]}
+    tags = {"data_digest": "d" * 64, "objective": "multi_task", "pretext": "lorot_e", "metric.val/top1": "0.8125"}
+    api.create_model_version("lorot-earlier", f"runs:/{ids[1]}/model", ids[1], tags={**found, **tags})
+    return ids[0], ids[1]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browsing.launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pictures")
+
+
+def paths(console: Console) -> list[str]:
+    return [
+        "/",
+        f"/jobs/{console.failed}",
+        f"/jobs/{console.finished}",
+        "/models",
+        "/models/lorot-earlier",
+        "/models/lorot-earlier/1",
+        "/submit",
+        "/login",
+        "/jobs/000000",
+    ]
+
+
+def test_a_job_is_submitted_watched_to_its_end_and_its_model_opened(
+    console: Console, chromium: Browser, pictures: Path
+) -> None:
+    with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
+        watched = Watched(context, console.url)
+        page = watched.open("/")
+        page.get_by_role("link", name="Submit a job").click()
+        page.get_by_label("Configuration", exact=True).select_option("")
+        text = CONFIG.format(root=console.root)
+        # Checked while it is typed: nothing was pressed.
+        page.get_by_label("YAML", exact=True).fill(text.replace("micro_batch", "micro_bath"))
+        expect(page.locator("#wrong-yaml")).to_contain_text("Line 4.", timeout=15_000)
+        expect(page.locator("#wrong-yaml")).to_contain_text("did you mean 'micro_batch'?")
+        expect(page.locator("#yaml")).to_have_attribute("aria-invalid", "true")
+        page.screenshot(path=pictures / "submit-wrong.png", full_page=True)
+        page.get_by_label("YAML", exact=True).fill(text)
+        expect(page.locator("#verdict")).to_contain_text("No problem was found", timeout=15_000)
+        expect(page.locator("#wrong-yaml")).to_be_hidden()
+        # What it amounts to follows by itself, a little later.
+        expect(page.locator("#verdict")).to_contain_text("24 (24 steps)", timeout=60_000)
+        expect(page.locator("#verdict")).to_contain_text("Memory of a worker")
+        page.get_by_label("Name", exact=True).fill("from-the-browser")
+        page.screenshot(path=pictures / "submit-right.png", full_page=True)
+        page.get_by_role("button", name="Submit").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("from-the-browser")
+        assert re.fullmatch(rf"{console.url}/jobs/[0-9a-f]{{32}}", page.url)
+        page.evaluate("window.neverReloaded = true")
+        badge = page.locator("#state .head .state")
+        expect(badge).to_have_text("running", timeout=60_000)
+        expect(page.locator("#log-note")).to_contain_text("Live", timeout=30_000)
+        expect(page.locator("#curves svg").first).to_be_visible(timeout=90_000)
+        expect(page.locator("#log")).not_to_have_text("")
+        page.screenshot(path=pictures / "running.png", full_page=True)
+        pause = page.get_by_role("button", name="Pause")
+        if pause.is_visible():
+            pause.click()
+            expect(page.locator("#log-pause")).to_have_text("Go on")
+        expect(badge).to_have_text("finished", timeout=120_000)
+        expect(page.locator("#announce")).to_have_text("from-the-browser is finished")
+        expect(page.locator("#log-note")).to_contain_text("finished", timeout=15_000)
+        expect(page.locator("#log")).to_contain_text("registered as models:/console-demo/1")
+        expect(page.locator("#state")).to_contain_text("24 of 24")
+        assert page.evaluate("window.neverReloaded") is True
+        page.screenshot(path=pictures / "finished.png", full_page=True)
+        model = page.get_by_role("link", name="console-demo, version 1")
+        expect(model).to_be_visible(timeout=30_000)
+        model.click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("console-demo, version 1")
+        expect(page.locator("#its-job")).to_have_text("from-the-browser")
+        assert watched.wrong == []
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(console: Console, chromium: Browser) -> None:
+    with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
+        watched = Watched(context, console.url)
+        page = watched.open("/")
+        keys = page.keyboard
+
+        def focused() -> str:
+            return page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+
+        def walk_to(what: str) -> None:
+            for _ in range(80):
+                keys.press("Tab")
+                if focused() == what:
+                    return
+            raise AssertionError(f"{what} is not reached; the focus is on {focused()!r}")
+
+        keys.press("Tab")
+        assert focused() == "Skip to the content"
+        keys.press("Enter")
+        keys.press("Tab")
+        # Past the menu.
+        assert focused() == "Submit a job"
+        keys.press("Enter")
+        page.wait_for_url("**/submit")
+        walk_to("kind")
+        walk_to("name")
+        keys.type("by-keyboard")
+        walk_to("base")
+        keys.type("none")
+        walk_to("yaml")
+        keys.insert_text(CONFIG.format(root=console.root).replace("24 steps", "100000 steps"))
+        expect(page.locator("#verdict")).to_contain_text("No problem was found", timeout=20_000)
+        walk_to("send")
+        keys.press("Enter")
+        page.wait_for_url("**/jobs/*")
+        walk_to("cancel-open")
+        keys.press("Enter")
+        # What was opened stays open, and the focus stays, while the page goes on to live.
+        state = page.locator("#state .head .state")
+        expect(state).to_have_text("running", timeout=60_000)
+        assert focused() == "cancel-open"
+        keys.press("Tab")
+        assert focused() == "cancel-sure"
+        keys.press("Enter")
+        expect(state).to_have_text("killed", timeout=60_000)
+        assert [job["state"] for job in jobs(console, "by-keyboard")] == ["killed"]
+        assert watched.wrong == []
+
+
+def jobs(console: Console, name: str) -> list[dict[str, str]]:
+    """What the API says of the jobs of this name."""
+    import urllib.request
+
+    with urllib.request.urlopen(f"{console.url}/v1/jobs?name={name}", timeout=10) as answer:
+        found: list[dict[str, str]] = json.load(answer)["jobs"]
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read_in_light_and_dark(
+    console: Console, chromium: Browser, pictures: Path, scheme: str
+) -> None:
+    with chromium.new_context(viewport={"width": 1200, "height": 900}, color_scheme=scheme) as context:  # type: ignore[arg-type]
+        watched = Watched(context, console.url)
+        for path in paths(console):
+            page = watched.open(path)
+            for details in page.locator("details").all():
+                details.evaluate("(one) => { one.open = true; }")
+            found = browsing.look(page, "contrast")
+            assert found["wrong"] == [], path
+            assert found["seen"] > 5
+            assert browsing.look(page, "nameless") == [], path
+            name = path.strip("/").replace("/", "-")[:12] or "jobs"
+            page.screenshot(path=pictures / f"{scheme}-{name}.png", full_page=True)
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(246, 247, 249)"
+        assert dark == (scheme == "dark")
+        # The last one is of a job that is not there.
+        assert [text for text in watched.wrong if "404" not in text] == []
+
+
+def test_no_page_is_wider_than_a_phone(console: Console, chromium: Browser, pictures: Path) -> None:
+    with chromium.new_context(viewport={"width": 360, "height": 740}, has_touch=True) as context:
+        watched = Watched(context, console.url)
+        for path in paths(console):
+            page = watched.open(path)
+            for details in page.locator("details").all():
+                details.evaluate("(one) => { one.open = true; }")
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= 360, f"{path}: {wide}"
+            small = browsing.look(page, "small")
+            assert small == [], path
+            name = path.strip("/").replace("/", "-")[:12] or "jobs"
+            page.screenshot(path=pictures / f"phone-{name}.png", full_page=True)
+
+
+def test_whatever_has_the_focus_shows_it(console: Console, chromium: Browser) -> None:
+    with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
+        watched = Watched(context, console.url)
+        for path in ("/", f"/jobs/{console.failed}", "/submit"):
+            page = watched.open(path)
+            seen = 0
+            for _ in range(60):
+                page.keyboard.press("Tab")
+                found = browsing.look(page, "focus")
+                if found["tag"] == "BODY":
+                    break
+                assert found["style"] == "solid", (path, found)
+                assert found["width"] >= 2, (path, found)
+                seen += 1
+            assert seen > 8, path
+
+
+def test_what_a_job_writes_does_nothing_in_the_browser(console: Console, chromium: Browser) -> None:
+    with chromium.new_context() as context:
+        watched = Watched(context, console.url)
+        page = watched.open(f"/jobs/{console.failed}")
+        expect(page.locator("#log")).to_contain_text("<img src=x onerror=alert(1)>")
+        assert "\x1b" not in page.locator("#log").inner_text()
+        assert page.title() == f"{'a' * 63}, failed · lorot"
+        assert page.locator("img[src=x]").count() == 0
+        assert watched.wrong == []
+
+
+def test_without_javascript_jobs_are_checked_submitted_and_cancelled_all_the_same(
+    console: Console, chromium: Browser
+) -> None:
+    with chromium.new_context(java_script_enabled=False) as context:
+        watched = Watched(context, console.url)
+        page = watched.open("/submit")
+        page.get_by_label("Name", exact=True).fill("without-script")
+        page.get_by_label("Overrides").fill("data.root=/etc")
+        page.get_by_role("button", name="Check").click()
+        expect(page.locator("#wrong-overrides")).to_contain_text("Line 1.")
+        page.get_by_label("Overrides").fill(f"data.root={console.root}/data/demo\nduration=100000 steps")
+        page.get_by_role("button", name="Submit").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("without-script")
+        page.get_by_text("Cancel …").click()
+        page.get_by_role("button", name="Yes, cancel it").click()
+
+        def state() -> str:
+            page.reload()
+            return page.locator("#state .head .state").inner_text()
+
+        processes.await_(lambda: state() == "killed", "the job is cancelled", 60, state)
+        assert watched.wrong == []

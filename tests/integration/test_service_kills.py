@@ -1,0 +1,206 @@
+"""The service, its tracking server and PostgreSQL are killed at random moments while jobs run and clients submit.
+
+LOROT_ROUNDS says how many kills (default 5), LOROT_SEED which: the seed of a failure is in its message.
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import await_
+from record_server import PostgreSQL, Server, free_port
+
+from service import store
+from tests.integration.tiny_service import TinyService, spec
+
+pytestmark = pytest.mark.integration
+
+ROUNDS = int(os.environ.get("LOROT_ROUNDS", "5"))
+SEED = int(os.environ.get("LOROT_SEED", random.SystemRandom().randrange(10**6)))
+DECK = ("service", "service", "server", "postgresql", "all")
+CLIENTS = 4
+# Enough that there is work at every kill.
+JOBS = 4 + 4 * ROUNDS
+_PATIENCE_S = 120.0 + 30 * ROUNDS
+
+
+class MortalPostgreSQL(PostgreSQL):
+    """One that can be killed, all of its processes at once, and started again on what it left."""
+
+    def kill(self) -> None:
+        note = self._folder / "data" / "postmaster.pid"
+        first = psutil.Process(int(note.read_text().split()[0]))
+        # Lest it bears another one that nobody has counted.
+        first.suspend()
+        family = [first, *first.children(recursive=True)]
+        for process in family:
+            process.kill()
+        await_(lambda: not any(map(_lives, family)), "PostgreSQL is dead", 20)
+        # Its number may be a dead process's for ever where nobody looks after orphans.
+        for left in (note, self._folder / f".s.PGSQL.{self.port}.lock"):
+            left.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        options = f"-F -p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder}"
+        data, log = str(self._folder / "data"), self._folder / "log"
+        try:
+            self._run("pg_ctl", "-D", data, "-l", str(log), "-w", "-o", options, "start")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{log.read_text()[-2000:]}") from None
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Everything:
+    """The service and all that it stands on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.postgresql = MortalPostgreSQL()
+        self.server = Server(folder, self.postgresql.database("killed"))
+        self.service = TinyService(folder, free_port())
+        self.service.configure(tracking_uri=self.server.uri, cpus=3)
+
+    def start(self) -> None:
+        self.server.start()
+        self.service.start()
+        await_(self.service.is_ready, "the service is ready", 120, self.service.told)
+
+    def strike(self, what: str, dice: random.Random) -> None:
+        """Kill it, and bring it back a moment later."""
+        if what in ("service", "all"):
+            self.service.kill()
+        if what in ("server", "all"):
+            self.server.kill()
+        if what in ("postgresql", "all"):
+            self.postgresql.kill()
+        time.sleep(dice.uniform(0, 1))
+        if what in ("postgresql", "all"):
+            self.postgresql.start()
+        if what == "all":
+            self.server.start()
+        if what in ("service", "all"):
+            self.service.start()
+        if what == "server":
+            self.server.start()
+
+    def stop(self) -> None:
+        self.service.kill()
+        self.server.kill()
+        self.postgresql.stop()
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> Iterator[Everything]:
+    made = Everything(tmp_path)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+class Client(threading.Thread):
+    """Hands in jobs with keys, each again and again until it has an answer; now and then once more after that."""
+
+    def __init__(self, service: TinyService, number: int, ended: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._service, self._ended = service, ended
+        self._dice = random.Random(f"{SEED}/{number}")
+        self._keys = [f"key-{index}" for index in range(JOBS) if index % CLIENTS == number]
+        self.ids: dict[str, set[str]] = {}
+        self.failure = ""
+
+    def run(self) -> None:
+        try:
+            for key in self._keys:
+                answers = [self._submit(key) for _ in range(1 + (self._dice.random() < 0.3))]
+                self.ids[key] = set(answers)
+                self._ended.wait(self._dice.uniform(0, 1))
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+
+    def _submit(self, key: str) -> str:
+        # Of one key always the same: another spec with it would be refused.
+        seconds = random.Random(f"{SEED}/{key}").uniform(0, 3)
+        body = {"spec": spec(key, lines=5, seconds=round(seconds, 2)), "key": key}
+        while not self._ended.is_set():
+            try:
+                return str(self._service.ask("/v1/jobs", body)["id"])
+            except OSError as error:
+                code = getattr(error, "code", 503)
+                if code not in (429, 500, 502, 503, 504):
+                    raise AssertionError(f"{key}: {code}: {error.read().decode()}") from None  # type: ignore[attr-defined]
+            self._ended.wait(self._dice.uniform(0.05, 0.3))
+        raise AssertionError(f"{key}: never answered")
+
+
+def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(everything: Everything) -> None:
+    print(f"LOROT_SEED={SEED} LOROT_ROUNDS={ROUNDS}")
+    dice = random.Random(SEED)
+    service = everything.service
+    everything.start()
+    ended = threading.Event()
+    clients = [Client(service, number, ended) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    struck: list[str] = []
+    deck: list[str] = []
+    try:
+        for number in range(ROUNDS):
+            # Each of them as often as the others, in a new order each time.
+            deck = deck if number % len(DECK) else dice.sample(DECK, len(DECK))
+            struck.append(deck[number % len(DECK)])
+            time.sleep(dice.uniform(0.2, 3))
+            everything.strike(struck[-1], dice)
+        await_(lambda: not any(client.is_alive() for client in clients), "every submission is answered", _PATIENCE_S)
+        await_(service.is_ready, "the service is ready", 120, service.told)
+        await_(
+            lambda: set(states(service)) == {"finished"} and states(service).total() == JOBS,
+            "every job has finished",
+            _PATIENCE_S,
+            lambda: f"seed {SEED}, struck {struck}: {states(service)}\n{service.told()}",
+        )
+    finally:
+        ended.set()
+    told = f"seed {SEED}, struck {struck}"
+    assert [client.failure for client in clients] == [""] * CLIENTS, told
+    answered = {key: ids for client in clients for key, ids in client.ids.items()}
+    assert all(len(ids) == 1 for ids in answered.values()), (told, answered)
+
+    # By a signal it ends in order, and the record alone, without it, says the same.
+    assert service.process is not None
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(60) == 0, service.told()
+    api = store.client(everything.server.uri)
+    experiments = [one.experiment_id for one in api.search_experiments()]
+    runs = list(store.pages(api.search_runs, experiment_ids=experiments, filter_string="tags.`lorot.job` = '1'"))
+    by_key = Counter(run.data.tags["lorot.key"].rpartition("/")[2] for run in runs)
+    assert by_key == Counter(answered.keys()), told
+    assert {run.info.run_id for run in runs} == {next(iter(ids)) for ids in answered.values()}, told
+    assert {run.info.status for run in runs} == {"FINISHED"}, told
+    attempts = {run.info.run_id: json.loads(run.data.tags["lorot.job.attempts"]) for run in runs}
+    # Nobody has killed a job, so each needed one start, which every new service took over.
+    assert {len(own) for own in attempts.values()} == {1}, (told, attempts)
+    begun, done = service.noted()
+    assert begun == Counter((job, "1") for job in attempts), told
+    assert done == begun, told
+
+
+def states(service: TinyService) -> Counter[str]:
+    """How many jobs stand where, as the service says; none while it does not answer."""
+    try:
+        return Counter(job["state"] for job in service.ask(f"/v1/jobs?limit={min(200, JOBS + 50)}")["jobs"])
+    except OSError:
+        return Counter()

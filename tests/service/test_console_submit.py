@@ -1,0 +1,248 @@
+"""The submit form: what it finds, where it says so, and that one form is one job."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.amounts import shown_bytes
+from service import check, config, config_file
+from service.console import amounts, submission
+from tests.service.console_service import TINY, Page, Service, service
+
+LINES = yaml.safe_dump(TINY, sort_keys=False)
+
+
+@pytest.fixture
+def here(place: str, tmp_path: Path) -> Service:
+    return service(tmp_path)
+
+
+def filled(here: Service, **fields: str) -> dict[str, str]:
+    """The form as the page gives it, with these fields changed."""
+    answer = here.client.get("/submit")
+    assert answer.status_code == 200, answer.text
+    return {**Page(answer.text).fields(), **fields}
+
+
+def send(here: Service, action: str, status: int, **fields: str) -> Page:
+    answer = here.client.post("/submit", data={**filled(here, **fields), "action": action})
+    assert answer.status_code == status, answer.text
+    return Page(answer.text)
+
+
+def told(page: Page) -> dict[str, str]:
+    """Field -> what is said beside it."""
+    found = {
+        element["id"].removeprefix("wrong-"): element.text.strip()
+        for element in page.elements
+        if element.attributes.get("id", "").startswith("wrong-")
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def test_the_form_as_it_is_first_shown_is_right(here: Service) -> None:
+    page = send(here, "validate", 200)
+    assert told(page) == {}
+    assert "No problem was found" in page.shown
+    assert here.desk.record.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "line", "says"),
+    [
+        (
+            {"base": "", "yaml": LINES + "optimizer:\n  lrr: 0.1\n"},
+            "yaml",
+            LINES.count("\n") + 2,
+            "did you mean 'optimizer.lr'?",
+        ),
+        (
+            {"base": "", "yaml": LINES + "optimizer:\n  name: sgd\n  lr: fast\n"},
+            "yaml",
+            LINES.count("\n") + 3,
+            "number",
+        ),
+        ({"base": "", "yaml": "duration: [1"}, "yaml", 1, "not valid YAML"),
+        ({"base": "", "yaml": ""}, "yaml", 0, "choose a configuration"),
+        ({"overrides": "seed=1\n# a comment\n\noptimizer.lr=-1"}, "overrides", 4, "greater than 0"),
+        ({"overrides": "seed"}, "overrides", 1, "write key.sub=value"),
+        ({"overrides": "seed=&a [*a]"}, "overrides", 1, "aliases"),
+        ({"overrides": "data.root=/etc"}, "overrides", 1, "outside"),
+        ({"overrides": "seed.x=1"}, "overrides", 1, "holds a value"),
+        ({"base": "../../secret.yaml"}, "base", 0, "there is no configuration"),
+        ({"nodes": "4:1"}, "nodes", 0, "fewest"),
+        ({"nodes": "2"}, "nodes", 0, "one machine"),
+        ({"cpus": "many"}, "cpus", 0, "number"),
+        ({"cpus": "64"}, "cpus", 0, "never fit"),
+        ({"gpus": "1"}, "gpus", 0, "never fit"),
+        ({"memory": "lots"}, "memory", 0, "8GB"),
+        ({"priority": "1000"}, "priority", 0, "100"),
+        ({"retries": "21"}, "retries", 0, "more than this service allows"),
+        ({"name": "no spaces"}, "name", 0, "pattern"),
+        ({"environment": "A=1\nB"}, "environment", 2, "NAME=VALUE"),
+        ({"environment": "LOROT_RUN_ID=1"}, "environment", 0, "set by the service"),
+        ({"kind": "detect", "base": "downstream/demo-retinanet.yaml"}, "model", 0, "models:/NAME@best"),
+        ({"kind": "container", "backend": "docker"}, "command", 0, "needs one"),
+        ({"kind": "container", "backend": "docker", "command": "echo 'open"}, "command", 0, "quote"),
+        ({"kind": "container", "command": "true"}, "backend", 0, "docker or kubernetes"),
+        ({"backend": "docker", "image": "-v"}, "image", 0, "pattern"),
+        ({"base": "downstream/demo-retinanet.yaml"}, "base", 0, "detect"),
+    ],
+)
+def test_what_is_wrong_is_said_beside_its_field_and_line(
+    here: Service, fields: dict[str, str], field: str, line: int, says: str
+) -> None:
+    (here.desk.settings.results.parent / "data").mkdir(exist_ok=True)
+    for action, status in (("validate", 200), ("submit", 400)):
+        page = send(here, action, status, **fields)
+        found = told(page)
+        assert says in found[field], found
+        assert list(found) == [field]
+        assert (f"Line {line}." in found[field]) == bool(line), found
+        element = page.by_id(field)
+        assert element is not None
+        assert element["aria-invalid"] == "true"
+        assert f"wrong-{field}" in element["aria-describedby"].split()
+    assert here.desk.record.jobs() == []
+
+
+def test_all_problems_are_told_at_once_and_what_was_typed_stays(here: Service) -> None:
+    typed = {"cpus": "many", "nodes": "x", "overrides": "optimizer.lr=-1", "environment": "<b>"}
+    page = send(here, "submit", 400, **typed)
+    assert set(told(page)) == set(typed)
+    assert "4 problems" in page.shown
+    assert {name: page.fields()[name] for name in typed} == typed
+
+
+def test_the_rules_are_those_of_the_command(here: Service) -> None:
+    given = {"optimizer": {"lrr": 1}, "ema": {"decay": 2}, "pretext": {"name": "lorot_x"}}
+    with pytest.raises(ValueError, match="lrr") as caught:
+        config.resolve_any(dict(given))
+    by_command = {line.strip() for line in str(caught.value).splitlines()[1:]}
+    found = submission.check(
+        submission.fields_of({"base": "", "yaml": json.dumps(given)}, here.desk.settings), here.desk
+    )
+    assert {problem.text for problem in found.problems} == by_command
+
+
+def test_a_shipped_configuration_with_yaml_and_overrides_on_top_is_what_is_submitted(here: Service) -> None:
+    answer = here.client.post(
+        "/submit",
+        data={
+            **filled(
+                here, yaml="optimizer: {lr: 0.5, momentum: 0.8}\nseed: 1", overrides="optimizer.lr=0.25", name="mine"
+            ),
+            "action": "submit",
+        },
+    )
+    assert answer.status_code == 303, answer.text
+    (job,) = here.desk.record.jobs()
+    assert answer.headers["location"] == f"/jobs/{job.id}"
+    expected = config_file.read(config_file.shipped("quickstart.yaml"))
+    expected["optimizer"] |= {"lr": 0.25, "momentum": 0.8}
+    expected["seed"] = 1
+    assert job.spec.config == expected
+    assert (job.spec.name, job.owner) == ("mine", "local")
+
+
+def test_a_form_that_is_sent_twice_is_one_job(here: Service) -> None:
+    sent = {**filled(here), "action": "submit"}
+    first, second = (here.client.post("/submit", data=sent) for _ in range(2))
+    assert first.headers["location"] == second.headers["location"]
+    assert len(here.desk.record.jobs()) == 1
+    other = here.client.post("/submit", data={**filled(here), "action": "submit"})
+    assert other.headers["location"] != first.headers["location"]
+
+
+def test_a_form_that_was_changed_after_it_was_sent_asks_before_it_makes_another_job(here: Service) -> None:
+    sent = {**filled(here), "action": "submit"}
+    here.client.post("/submit", data=sent)
+    answer = here.client.post("/submit", data={**sent, "priority": "5"})
+    assert answer.status_code == 400
+    page = Page(answer.text)
+    assert "handed in before" in page.shown
+    assert page.fields()["key"] != sent["key"]
+    again = here.client.post("/submit", data={**page.fields(), "action": "submit"})
+    assert again.status_code == 303
+    assert [job.spec.priority for job in here.desk.record.jobs()] == [5, 0]
+
+
+def test_the_form_keeps_the_limits_the_key_and_the_count_of_the_api(place: str, tmp_path: Path) -> None:
+    here = service(tmp_path, limits={"jobs": 1})
+    answer = here.client.post("/submit", data={**filled(here), "action": "submit", "key": "not a key"})
+    assert (answer.status_code, here.desk.record.jobs()) == (400, [])
+    assert "'not a key' is none" in Page(answer.text).shown
+    counted = 'lorot_submissions_total{backend="local",kind="train"} 1.0'
+    assert counted not in here.app.state.meters.text().decode()
+    assert here.client.post("/submit", data={**filled(here), "action": "submit"}).status_code == 303
+    assert counted in here.app.state.meters.text().decode()
+    full = here.client.post("/submit", data={**filled(here), "action": "submit", "name": "kept"})
+    assert (full.status_code, full.headers["retry-after"]) == (429, "30")
+    assert Page(full.text).fields()["name"] == "kept"
+    assert len(here.desk.record.jobs()) == 1
+
+
+def test_a_job_can_be_submitted_once_more_with_changes(here: Service) -> None:
+    job = here.submit(
+        priority=7, resources={"cpus": 2.5, "memory": "8GB"}, environment={"A": "x=y"}, config={**TINY, "seed": 4}
+    )
+    page = Page(here.client.get(f"/submit?like={job.id}").text)
+    sent = page.fields()
+    assert yaml.safe_load(sent["yaml"]) == job.spec.config
+    assert here.client.post("/submit", data={**sent, "action": "submit"}).status_code == 303
+    twin = here.desk.record.jobs()[0]
+    assert twin.id != job.id
+    assert twin.spec.model_dump() == job.spec.model_dump()
+    container = here.submit(
+        kind="container", backend="docker", config={}, command=["echo", "two words", "it's"], outputs=["a", "b c"]
+    )
+    page = Page(here.client.get(f"/submit?like={container.id}").text)
+    assert here.client.post("/submit", data={**page.fields(), "action": "submit"}).status_code == 303
+    assert here.desk.record.jobs()[0].spec == container.spec
+    assert "there is no job" in Page(here.client.get("/submit?like=nobody").text).shown
+
+
+def test_every_shipped_configuration_is_offered_and_says_what_it_is_for(here: Service) -> None:
+    offered = submission.shipped()
+    folder = config_file.shipped("quickstart.yaml").parent
+    there = {
+        str(path.relative_to(folder)) for part in ("train", "downstream") for path in (folder / part).glob("*.yaml")
+    }
+    assert set(offered) == there | {"quickstart.yaml"}
+    assert offered["downstream/coco-solov2.yaml"] == "segment"
+    page = send(here, "validate", 200, base="train/imagenet-lorot_e.yaml", overrides="data.root=data/imagenet")
+    assert "Table 6, LoRot-E" in page.shown
+
+
+def test_what_it_amounts_to_is_what_the_check_command_says(here: Service) -> None:
+    page = send(here, "check", 200, base="", yaml=LINES)
+    found = check.examine(config.resolve(TINY))
+    assert found.plan is not None
+    rows = dict(zip([row.text for row in page.all("dt")], [row.text for row in page.all("dd")], strict=True))
+    assert rows["Steps"] == f"{found.plan.total_steps} (4 steps)"
+    assert rows["Model"] == f"resnet_small, {found.parameters:,} parameters"
+    stored = f"about {shown_bytes(found.storage_bytes)}, {shown_bytes(found.checkpoint_bytes)} a checkpoint"
+    assert rows["Storage"].startswith(stored)
+    assert rows["Memory of a worker"] == f"about {sum(found.memory.values()) / 1e9:.1f} GB"
+    # Known from now on.
+    resolved = here.desk.check(
+        submission.check(submission.fields_of({"base": "", "yaml": LINES}, here.desk.settings), here.desk).spec
+    )  # type: ignore[arg-type]
+    assert here.app.state.estimator.known(resolved, None) is not None
+    assert "Steps" in send(here, "validate", 200, base="", yaml=LINES).shown
+
+
+def test_only_so_many_answers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amounts, "_REMEMBERED", 2)
+    monkeypatch.setattr(
+        amounts,
+        "_ask",
+        lambda resolved, workers, uri: (amounts.Amounts((("n", str(resolved["n"])),)), resolved["n"] != 2),
+    )
+    estimator = amounts.Estimator("")
+    for number in range(4):
+        assert estimator.ask({"n": number}, None).rows == (("n", str(number)),)
+    # 2 would not be the same again; 0 was the oldest.
+    assert [estimator.known({"n": number}, None) is not None for number in range(4)] == [False, True, False, True]

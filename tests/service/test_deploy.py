@@ -1,0 +1,366 @@
+"""deploy/: what each overlay puts into a cluster is valid, hangs together, and can do no harm."""
+
+import functools
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import kubernetes_validate.utils
+import pytest
+import yaml
+from kubeflow_trainer_api import models
+
+from service.jobs import orders, settings_file
+from service.jobs.manifests import workloads
+from service.jobs.settings import ServiceSettings
+from tests.service.kubernetes_orders import SHAPES, job
+from tests.service.kustomization import build
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
+VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if int(version.split(".")[1]) >= 29]
+SPREAD = [VERSIONS[0], VERSIONS[len(VERSIONS) // 2], VERSIONS[-1]]
+# Kinds that no schema here knows; what is to be in them is asked for below.
+QUEUES = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
+
+Documents = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _schemas_are_read_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        read = functools.cache(kubernetes_validate.utils.schema_contents)
+        patch.setattr(kubernetes_validate.utils, "schema_contents", read)
+        yield
+
+
+@pytest.fixture(params=OVERLAYS)
+def documents(request: pytest.FixtureRequest) -> Documents:
+    return build(DEPLOY / "overlays" / request.param)
+
+
+def of_kind(documents: Documents, kind: str) -> dict[str, dict[str, Any]]:
+    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
+
+
+def templates(documents: Documents) -> dict[str, dict[str, Any]]:
+    """The pod template of everything that makes pods."""
+    return {
+        name: document["spec"]["template"]
+        for kind in ("Deployment", "StatefulSet")
+        for name, document in of_kind(documents, kind).items()
+    }
+
+
+def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def told(documents: Documents, tmp_path: Path) -> ServiceSettings:
+    """The service's settings of an overlay, as the service reads them."""
+    path = tmp_path / "service.yaml"
+    path.write_text(of_kind(documents, "ConfigMap")["lorot-settings"]["data"]["service.yaml"])
+    return settings_file.load(path)
+
+
+def test_there_is_an_overlay_for_each_kind_of_place() -> None:
+    assert OVERLAYS == ["dev", "gpu-cluster", "single-node"]
+
+
+@pytest.mark.parametrize("version", SPREAD)
+def test_every_object_is_what_the_schemas_demand(documents: Documents, version: str) -> None:
+    for document in documents:
+        if document["kind"] in QUEUES:
+            assert document["apiVersion"] == "kueue.x-k8s.io/v1beta1"
+            continue
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            pytest.fail(f"{document['kind']} {document['metadata']['name']}: {error.message}")
+
+
+def test_kubeflows_runtime_is_what_kubeflow_takes() -> None:
+    (runtime,) = build(DEPLOY / "kubeflow")
+    assert models.TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime
+    (part,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert (part["name"], part["template"]["spec"]["template"]["spec"]["containers"][0]["name"]) == ("node", "node")
+
+
+def test_everything_lies_in_one_namespace_that_refuses_harmful_pods(documents: Documents) -> None:
+    labels = of_kind(documents, "Namespace")["lorot"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    wide = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
+    for document in documents:
+        expected = None if document["kind"] in wide else "lorot"
+        assert document["metadata"].get("namespace") == expected, document["metadata"]["name"]
+
+
+def test_no_pod_can_do_harm_and_each_says_what_it_needs(documents: Documents) -> None:
+    for name, template in templates(documents).items():
+        about = template["spec"]["securityContext"]
+        assert about["runAsNonRoot"] is True, name
+        assert about["runAsUser"] > 0, name
+        assert about["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not template["spec"].keys() & {"hostNetwork", "hostPID", "hostIPC"}, name
+        for volume in template["spec"].get("volumes", []):
+            assert set(volume) - {"name"} <= {"configMap", "emptyDir", "persistentVolumeClaim"}, name
+        for container in containers(template):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, container["name"]
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+
+
+def test_only_the_service_gets_a_token_of_the_cluster(documents: Documents) -> None:
+    for name, template in templates(documents).items():
+        assert template["spec"].get("automountServiceAccountToken") is (name == "lorot"), name
+    for account in of_kind(documents, "ServiceAccount").values():
+        assert account["automountServiceAccountToken"] is False
+    (binding,) = of_kind(documents, "RoleBinding").values()
+    assert [subject["name"] for subject in binding["subjects"]] == ["lorot"]
+    assert not of_kind(documents, "ClusterRole"), "all that the service may do lies in its namespace"
+
+
+def test_every_server_is_probed_and_the_service_by_its_own_pages(documents: Documents) -> None:
+    for name, template in templates(documents).items():
+        (container,) = template["spec"]["containers"]
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
+    (service,) = templates(documents)["lorot"]["spec"]["containers"]
+    assert service["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert service["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    from service.api import guard
+
+    assert guard.PROBES == ("/healthz", "/readyz"), "asked by address, so they may not look at the Host"
+
+
+def test_there_is_one_service_and_never_two_at_once(documents: Documents) -> None:
+    spec = of_kind(documents, "Deployment")["lorot"]["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_every_volume_account_secret_and_port_that_is_named_exists(documents: Documents) -> None:
+    claims = set(of_kind(documents, "PersistentVolumeClaim"))
+    for name, template in templates(documents).items():
+        spec = template["spec"]
+        own = of_kind(documents, "StatefulSet").get(name, {}).get("spec", {}).get("volumeClaimTemplates", [])
+        volumes = {volume["name"] for volume in spec.get("volumes", [])} | {one["metadata"]["name"] for one in own}
+        assert {mount["name"] for one in containers(template) for mount in one["volumeMounts"]} == volumes, name
+        for volume in spec.get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims, name
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in of_kind(documents, "ConfigMap"), name
+        if "serviceAccountName" in spec:
+            assert spec["serviceAccountName"] in of_kind(documents, "ServiceAccount")
+
+
+def matching(documents: Documents, selector: dict[str, str]) -> list[str]:
+    found = templates(documents).items()
+    return [name for name, template in found if selector.items() <= template["metadata"]["labels"].items()]
+
+
+def test_services_and_budgets_find_the_pods_they_are_for(documents: Documents) -> None:
+    for name, service in of_kind(documents, "Service").items():
+        assert matching(documents, service["spec"]["selector"]) == [name]
+        ports = {
+            port
+            for container in templates(documents)[name]["spec"]["containers"]
+            for entry in container["ports"]
+            for port in (entry["name"], entry["containerPort"])
+        }
+        assert all(entry.get("targetPort", entry["port"]) in ports for entry in service["spec"]["ports"])
+    for name, budget in of_kind(documents, "PodDisruptionBudget").items():
+        assert matching(documents, budget["spec"]["selector"]["matchLabels"]) == [name]
+    assert "lorot" in of_kind(documents, "PodDisruptionBudget")
+    for name, document in {**of_kind(documents, "Deployment"), **of_kind(documents, "StatefulSet")}.items():
+        labels = document["spec"]["template"]["metadata"]["labels"]
+        assert document["spec"]["selector"]["matchLabels"].items() <= labels.items(), name
+
+
+def allowed(documents: Documents, source: dict[str, str], target: dict[str, str], port: int) -> bool:
+    """Whether policies let pods of these labels speak: both ends have to, once any policy selects them."""
+    policies = of_kind(documents, "NetworkPolicy").values()
+
+    def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+        listed = all(
+            labels.get(entry["key"]) in entry["values"] for entry in selector.get("matchExpressions", ()) if entry
+        )
+        return listed and selector.get("matchLabels", {}).items() <= labels.items()
+
+    def passes(direction: str, side: str, own: dict[str, str], other: dict[str, str]) -> bool:
+        bound = [
+            policy["spec"]
+            for policy in policies
+            if direction in policy["spec"]["policyTypes"] and selects(policy["spec"]["podSelector"], own)
+        ]
+        assert bound, "the policy for all pods is missing"
+        for spec in bound:
+            for rule in spec.get(direction.lower(), []):
+                ports = [entry["port"] for entry in rule.get("ports", [])]
+                peers = rule.get(side)
+                near = peers is None or any(
+                    "podSelector" in peer and selects(peer["podSelector"], other) for peer in peers
+                )
+                if near and (not ports or port in ports):
+                    return True
+        return False
+
+    return passes("Egress", "to", source, target) and passes("Ingress", "from", target, source)
+
+
+def named(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/name": name}
+
+
+def test_pods_reach_what_they_need_and_nothing_else(documents: Documents) -> None:
+    service, work, record = named("lorot"), named("lorot-job"), named("mlflow")
+    assert allowed(documents, service, record, 5000)
+    assert allowed(documents, work, record, 5000)
+    assert allowed(documents, work, work, 29400)
+    assert not allowed(documents, work, service, 8080), "a job has no business with the service"
+    assert not allowed(documents, record, work, 5000)
+    if "postgres" in templates(documents):
+        assert allowed(documents, record, named("postgres"), 5432)
+        assert allowed(documents, record, named("store"), 8333)
+        for other in (service, work):
+            assert not allowed(documents, other, named("postgres"), 5432)
+            assert not allowed(documents, other, named("store"), 8333)
+
+
+def test_jobs_carry_the_labels_that_the_policies_speak_of(documents: Documents, tmp_path: Path) -> None:
+    settings = told(documents, tmp_path)
+    found = jobs_of(settings, tmp_path)
+    labels = found[0]["spec"]["template"]["metadata"]["labels"]
+    assert named("lorot-job").items() <= labels.items()
+
+
+def jobs_of(settings: ServiceSettings, tmp_path: Path) -> Documents:
+    """A job of two to four nodes as this service would make it."""
+    settings = settings.model_copy(update={"results": tmp_path / "results"})
+    own = job(**SHAPES["elastic"])
+    assert own.attempt is not None
+    order = orders.order(own, own.attempt, settings, {})
+    return workloads.objects(order, settings.backends.kubernetes, "", jobsets=False)
+
+
+def test_the_settings_name_what_the_overlay_makes(documents: Documents, tmp_path: Path) -> None:
+    settings = told(documents, tmp_path)
+    place = settings.backends.kubernetes
+    assert (place.enabled, place.namespace, settings.backends.local.enabled) == (True, "lorot", False)
+    assert {place.results_claim, place.data_claim} <= set(of_kind(documents, "PersistentVolumeClaim"))
+    assert place.service_account in of_kind(documents, "ServiceAccount")
+    assert (place.priority_class is None) or place.priority_class in of_kind(documents, "PriorityClass")
+    assert (place.queue is None) or place.queue in of_kind(documents, "LocalQueue")
+    host, _, port = str(settings.tracking_uri).removeprefix("http://").partition(":")
+    assert int(port) in {entry["port"] for entry in of_kind(documents, "Service")[host]["spec"]["ports"]}
+    (container,) = templates(documents)["lorot"]["spec"]["containers"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in templates(documents)["lorot"]["spec"]["volumes"]}
+    assert mounted[str(settings.state)] == "state"
+    results = volumes[mounted[str(settings.results)]]["persistentVolumeClaim"]["claimName"]
+    assert results == place.results_claim, "the service sees what its jobs write"
+    line = container["args"]
+    assert Path(line[line.index("--settings") + 1]).parent.as_posix() in mounted
+    (wait,) = templates(documents)["lorot"]["spec"]["initContainers"]
+    assert wait["command"][-1] == f"{settings.state}/tokens.json"
+
+
+def test_the_pods_of_jobs_come_from_what_the_overlay_makes(documents: Documents, tmp_path: Path) -> None:
+    spec = jobs_of(told(documents, tmp_path), tmp_path)[0]["spec"]["template"]["spec"]
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume
+    }
+    assert claims <= set(of_kind(documents, "PersistentVolumeClaim"))
+    assert spec["serviceAccountName"] == "lorot-job"
+
+
+def test_several_machines_need_volumes_that_several_can_write_to() -> None:
+    documents = build(DEPLOY / "overlays" / "gpu-cluster")
+    claims = of_kind(documents, "PersistentVolumeClaim")
+    assert claims["lorot-results"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claims["lorot-data"]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_queue_has_a_quota_for_all_that_jobs_ask_for(tmp_path: Path) -> None:
+    documents = build(DEPLOY / "overlays" / "gpu-cluster")
+    assert_quotas(documents, tmp_path)
+
+
+def test_the_queue_has_a_quota_for_the_fast_network_where_all_that_speaks_of_it_is_switched_on(tmp_path: Path) -> None:
+    folder = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, folder)
+    for name in ("kueue.yaml", "service.yaml"):
+        path = folder / "overlays" / "gpu-cluster" / name
+        path.write_text(re.sub(r"# (.*rdma/hca)", r"\1", path.read_text()))
+    documents = build(folder / "overlays" / "gpu-cluster")
+    assert told(documents, tmp_path).backends.kubernetes.rdma == "rdma/hca"
+    assert_quotas(documents, tmp_path)
+
+
+def assert_quotas(documents: Documents, tmp_path: Path) -> None:
+    queue = of_kind(documents, "ClusterQueue")[of_kind(documents, "LocalQueue")["lorot"]["spec"]["clusterQueue"]]
+    (group,) = queue["spec"]["resourceGroups"]
+    (flavor,) = group["flavors"]
+    assert flavor["name"] in of_kind(documents, "ResourceFlavor")
+    assert [entry["name"] for entry in flavor["resources"]] == group["coveredResources"]
+    spec = jobs_of(told(documents, tmp_path), tmp_path)[0]["spec"]["template"]["spec"]
+    for container in [*spec["containers"], *spec["initContainers"]]:
+        # Kueue admits nothing that asks for a resource without a quota.
+        assert set(container["resources"]["requests"]) <= set(group["coveredResources"])
+
+
+def test_no_password_lies_in_any_file_and_jobs_cannot_name_the_secret_that_holds_them(documents: Documents) -> None:
+    from service.jobs.manifests.pods import SECRET_KEY
+
+    assert not of_kind(documents, "Secret")
+    for template in templates(documents).values():
+        for container in containers(template):
+            for entry in container.get("env", []):
+                if re.search("PASSWORD|SECRET|KEY", entry["name"]):
+                    assert entry["valueFrom"]["secretKeyRef"]["key"] != SECRET_KEY
+                    assert "value" not in entry
+
+
+def test_the_readme_speaks_of_what_is_there() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    for path in re.findall(r"kubectl (?:apply|delete|kustomize) (?:--server-side )?-k (deploy/[a-z/-]+)", text):
+        assert (DEPLOY.parent / path / "kustomization.yaml").exists(), path
+    used = {
+        entry["valueFrom"]["secretKeyRef"]["key"]
+        for overlay in OVERLAYS
+        for template in templates(build(DEPLOY / "overlays" / overlay)).values()
+        for container in containers(template)
+        for entry in container.get("env", [])
+        if "valueFrom" in entry
+    }
+    assert used == set(re.findall(r"--from-literal=([a-z-]+)=\"\$\(", text))
+    assert "run on a real cluster" in text
+    for name in OVERLAYS:
+        assert f"deploy/overlays/{name}" in text
+
+
+def test_our_images_have_the_version_of_this_checkout(documents: Documents, tmp_path: Path) -> None:
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    images = {container["image"] for template in templates(documents).values() for container in containers(template)}
+    ours = {image for image in images if image.startswith("lorot")} | {
+        told(documents, tmp_path).backends.kubernetes.image
+    }
+    # A tag that moves would be pulled at each start, also where the image was only loaded.
+    assert {image.partition(":")[2] for image in ours} == {project["version"]}
+    assert {image.partition(":")[0] for image in ours} == {"lorot", "lorot-service", "lorot-record"}
+    assert not any(image.endswith(":latest") or ":" not in image for image in images)
+
+
+def test_files_are_yaml_without_surprises() -> None:
+    for path in DEPLOY.rglob("*.yaml"):
+        text = path.read_text()
+        assert "\t" not in text, path
+        assert all(len(line) <= 120 for line in text.splitlines()), path
+        assert list(yaml.safe_load_all(text))

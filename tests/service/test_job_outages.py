@@ -1,0 +1,149 @@
+"""The loop where MLflow, a backend or a store is away or slow: nothing is lost, and others are not kept waiting."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from service import run_creation, store
+from service.errors import TrackingError
+from service.jobs import attempts
+from service.jobs.backends import Status
+from service.jobs.record import Record
+from tests.service.job_specs import settings
+from tests.service.memory_backend import MemoryBackend
+from tests.service.stepped_service import Service
+
+
+@pytest.fixture
+def service(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    # Another attempt does not wait.
+    monkeypatch.setattr(attempts, "LONGEST_PAUSE_S", 0.0)
+    made = Service(settings(tmp_path))
+    yield made
+    made.controller.stop(0)
+
+
+def test_while_mlflow_is_away_nothing_starts_and_what_runs_goes_on_and_is_recorded_later(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = service.submit()
+    service.step()
+    waiting = service.submit()
+
+    def away(*_: object, **__: object) -> None:
+        raise store.UnreachableError("nobody there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_creation, "set_tags", away)
+        patch.setattr(Record, "ask", away)
+        patch.setattr(Record, "upload", away)
+        service.backend.end(service.name(running))
+        service.step(3)
+        assert (service.state(running), service.state(waiting)) == ("running", "queued")
+        assert "nobody there" in service.controller.problems["mlflow"]
+        assert not service.controller.is_well
+        assert service.backend.starts.total() == 1
+        with pytest.raises(TrackingError):
+            service.desk.cancel(waiting.id)
+    service.step()
+    assert (service.state(running), service.state(waiting)) == ("finished", "running")
+    assert service.controller.problems == {}
+    assert service.controller.is_well
+
+
+def test_a_service_that_starts_before_mlflow_is_there_begins_when_it_is(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit()
+
+    def away(*_: object) -> None:
+        raise store.UnreachableError("nobody there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "ensure_ready", away)
+        service.restart()
+        service.step()
+        assert not service.controller.is_well
+    service.step()
+    assert service.state(job) == "running"
+    assert service.controller.is_well
+
+
+def test_the_jobs_of_a_backend_that_is_away_stay_as_they_are_and_others_go_on(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.controller._PROBE_S", 0.0)
+    docker = MemoryBackend("docker")
+    service = Service(settings(tmp_path), local=MemoryBackend(), docker=docker)
+    there = service.submit(backend="docker")
+    service.step()
+    docker.away = True
+    docker.now.clear()
+    local, waiting = service.submit(), None
+    service.step(4)
+    assert (service.state(there), service.state(local)) == ("running", "running")
+    assert "does not answer" in service.controller.problems["docker"]
+    docker.away = False
+    waiting = service.submit(backend="docker")
+    docker.now[service.name(there)] = Status("running")
+    service.step(2)
+    assert (service.state(there), service.state(waiting)) == ("running", "running")
+    assert service.controller.problems == {}
+    assert service.desk.get(there.id).failures == 0
+    service.controller.stop(0)
+
+
+def test_one_call_that_hangs_keeps_no_other_job_waiting(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.controller._PATIENCE_S", 0.05)
+    slow, quick = service.submit(), service.submit()
+    while {service.state(slow), service.state(quick)} != {"running"}:
+        service.step()
+    release = service.backend.hangs[service.name(slow)] = threading.Event()
+    try:
+        service.step(20)
+        service.backend.end(service.name(quick))
+        for _ in range(5):
+            if quick.id in service.controller._busy:
+                wait([service.controller._busy[quick.id]], 60)
+            service.step()
+        assert (service.state(quick), service.state(slow)) == ("finished", "running")
+        assert sum(thread.name.startswith("lorot-local") for thread in threading.enumerate()) <= 6
+    finally:
+        release.set()
+        del service.backend.hangs[service.name(slow)]
+
+
+def test_a_store_that_takes_no_artifacts_keeps_no_job_from_ending(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit()
+    service.step()
+    service.backend.end(service.name(job))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("the bucket is closed")
+
+    monkeypatch.setattr(Record, "upload", refuse)
+    service.step(2)
+    assert service.state(job) == "running"
+    monkeypatch.setattr(attempts, "PATIENCE_S", 0.0)
+    service.step()
+    assert service.state(job) == "finished"
+    assert "the bucket is closed" in service.desk.get(job.id).reason
+
+
+def test_jobs_that_fail_at_once_wait_longer_and_longer_and_let_others_pass(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "LONGEST_PAUSE_S", 1000.0)
+    job = service.submit(retries=5)
+    service.step()
+    service.backend.end(service.name(job), 1)
+    service.step(3)
+    assert service.state(job) == "queued"
+    other = service.submit()
+    service.step()
+    assert service.state(other) == "running"

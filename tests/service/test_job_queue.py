@@ -1,0 +1,122 @@
+"""The queue: nobody is delayed by who comes later, nobody starves, and nothing takes more than there is."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.jobs import queue
+from service.jobs.queue import Amount, Entry
+
+CAPACITY = Amount(4, 8.0)
+
+
+def entry(name: str, since_s: float = 0.0, gpus: int = 0, cpus: float = 1.0, priority: int = 0) -> Entry:
+    return Entry(name, priority, since_s, Amount(gpus, cpus))
+
+
+def names(entries: list[Entry]) -> str:
+    return "".join(one.id for one in entries)
+
+
+def test_the_same_priority_is_first_come_first_served() -> None:
+    waiting = [entry("c", 3), entry("a", 1), entry("b", 2)]
+    assert names(queue.next_ones(waiting, [], Amount(0, 2))) == "ab"
+
+
+def test_a_higher_priority_comes_first_and_is_worth_ten_minutes_a_point() -> None:
+    assert names(queue.in_order([entry("a", 0), entry("b", 599, priority=1)])) == "ba"
+    assert names(queue.in_order([entry("a", 0), entry("b", 601, priority=1)])) == "ab"
+
+
+def test_small_jobs_pass_a_large_one_only_while_it_would_fit_beside_them() -> None:
+    # Runs: 4 of 8 cores, since before. The head wants 6, so 2 may be used behind it.
+    running = [entry("r", -1, cpus=4)]
+    waiting = [entry("h", 0, cpus=6), *(entry(name, 1 + place, cpus=1) for place, name in enumerate("wxyz"))]
+    assert names(queue.next_ones(waiting, running, Amount(0, 8))) == "wx"
+    # These two run now: nothing further passes.
+    assert names(queue.next_ones(waiting, [*running, *waiting[1:3]], Amount(0, 8))) == ""
+    # The one from before has ended: it is the head's turn, whatever has passed it still runs.
+    assert names(queue.next_ones([waiting[0], *waiting[3:]], waiting[1:3], Amount(0, 8))) == "h"
+
+
+def test_what_the_head_does_not_need_is_free_for_others() -> None:
+    running = [entry("r", -1, gpus=4, cpus=1)]
+    waiting = [entry("g", 0, gpus=2, cpus=1), entry("s", 1, gpus=2, cpus=1), entry("c", 2, cpus=6)]
+    # "s" fits beside the head in GPUs once "r" has ended, but not now; "c" leaves the head its core.
+    assert names(queue.next_ones(waiting, running, CAPACITY)) == "c"
+
+
+needs = st.builds(Amount, st.integers(0, 4), st.sampled_from([0.1, 0.5, 1.0, 2.0, 4.0, 8.0]))
+
+
+@dataclass
+class Plan:
+    """What comes when, what it takes, and how many rounds it runs."""
+
+    jobs: list[tuple[int, Amount, int, int]] = field(default_factory=list)
+
+
+plans = st.builds(
+    Plan,
+    st.lists(
+        st.tuples(st.integers(0, 12), needs, st.integers(1, 6), st.sampled_from([-100, 0, 0, 0, 1, 100])), max_size=30
+    ),
+)
+
+
+@given(plans)
+@settings(max_examples=150, deadline=None)
+def test_every_job_runs_in_the_end_and_never_more_at_once_than_there_is(plan: Plan) -> None:
+    coming = [
+        (Entry(f"{number:03}", priority, came + number / 1000, need), lasts, came)
+        for number, (came, need, lasts, priority) in enumerate(plan.jobs)
+    ]
+    ends: dict[str, int] = {}
+    started: dict[str, int] = {}
+    for round_ in range(13 + sum(lasts for _, lasts, _ in coming)):
+        here = [(one, lasts) for one, lasts, came in coming if came <= round_]
+        running = [one for one, _ in here if one.id in started and ends[one.id] > round_]
+        waiting = [one for one, _ in here if one.id not in started]
+        for one in queue.next_ones(waiting, running, CAPACITY):
+            started[one.id] = round_
+            ends[one.id] = round_ + {other.id: lasts for other, lasts in here}[one.id]
+            running.append(one)
+        assert queue.total(running).gpus <= 4
+        assert queue.total(running).cpus <= 8 + 1e-6
+    assert started.keys() == {one.id for one, _, _ in coming}
+    # Equal in all they need: first come, first served.
+    for one, _, _ in coming:
+        for other, _, _ in coming:
+            if (one.priority, one.needs) == (other.priority, other.needs) and one.since_s < other.since_s:
+                assert started[one.id] <= started[other.id]
+
+
+@given(
+    st.lists(st.tuples(needs, st.integers(1, 5)), min_size=1, max_size=6),
+    needs,
+    st.lists(needs, min_size=1, max_size=4),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_head_starts_when_all_that_ran_before_it_has_ended_however_many_small_ones_come(
+    before: list[tuple[Amount, int]], head_needs: Amount, stream: list[Amount]
+) -> None:
+    ahead: list[tuple[Entry, int]] = []
+    for number, (need, lasts) in enumerate(before):
+        one = Entry(f"a{number}", 0, -10 + number, need)
+        if (queue.total(other for other, _ in ahead) + need).fits(CAPACITY):
+            ahead.append((one, lasts))
+    head = Entry("head", 0, 0, head_needs)
+    behind: list[Entry] = []
+    waiting: list[Entry] = [head]
+    for round_ in range(7):
+        # Those who overtake run for ever, and new ones never end coming.
+        waiting += [Entry(f"b{round_}-{number}", 0, 1 + round_, need) for number, need in enumerate(stream)]
+        running = [one for one, lasts in ahead if lasts > round_] + behind
+        chosen = queue.next_ones(waiting, running, CAPACITY)
+        behind += [one for one in chosen if one is not head]
+        waiting = [one for one in waiting if one not in chosen]
+        if head in chosen:
+            return
+        assert any(lasts > round_ for _, lasts in ahead), "nothing that came before runs, and the head still waits"
+    raise AssertionError("the head never started")
