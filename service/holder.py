@@ -95,10 +95,11 @@ class Holder:
 
 def is_launched(folder: Path) -> bool:
     """Whether `lorot train`, or a torchrun that it started, lives and works in this run folder."""
-    return any(_is_held(path) for path in folder.glob(LAUNCHER_LOCKS))
+    return any(is_held(path) for path in folder.glob(LAUNCHER_LOCKS))
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock in this file; asking takes it for a moment."""
     try:
         # Whoever can write there may have put a link or a pipe in its place.
         lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -8,18 +8,17 @@ for dead and was not, as after a long pause of its machine, finds another's name
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import secrets
 import socket
-import stat
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from service import plain_files
 from service.errors import StorageError, SucceededError, TakenError
 
 LOCK = "worker.lock"
@@ -61,7 +60,7 @@ class Ownership:
             StorageError: it cannot be written.
         """
         try:
-            self._lock = _open(self._folder / LOCK, os.O_RDWR | os.O_CREAT)
+            self._lock = plain_files.regular(self._folder / LOCK, os.O_RDWR | os.O_CREAT)
             self._is_locked = self._wait_for_lock()
             before = _read(self._folder)
             # The kernel of an owner that held the lock has let go of it.
@@ -154,7 +153,7 @@ class Ownership:
             "time_s": round(time.time(), 1),
         }
         # In place and of one length: opened anew, it is looked up anew on a shared disk, and a full disk takes it too.
-        descriptor = _open(self._folder / OWNER, os.O_WRONLY | os.O_CREAT)
+        descriptor = plain_files.regular(self._folder / OWNER, os.O_WRONLY | os.O_CREAT)
         try:
             os.pwrite(descriptor, json.dumps(content).ljust(_LENGTH).encode(), 0)
         finally:
@@ -178,20 +177,11 @@ def refuse_if_owned(folder: Path) -> None:
 def _read(folder: Path) -> dict[str, Any]:
     """What the owner wrote last; empty if there is none, or it was being written just now."""
     try:
-        with os.fdopen(_open(folder / OWNER, os.O_RDONLY), "rb") as file:
+        with os.fdopen(plain_files.regular(folder / OWNER, os.O_RDONLY), "rb") as file:
             content = json.loads(file.read(16 * _LENGTH))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _open(path: Path, flags: int) -> int:
-    """The descriptor of a regular file, made if need be; raises OSError for anything else, a link among them."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
-    return descriptor
 
 
 def _name(owner: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pipelines import pretext
 from service import data_wait, figures, store
 from service.errors import DataError, StorageError
 from service.figures import Series
+from service.run_folder import parse_metrics
 
 # Above this a matrix is no longer readable; the pairs that are mixed up most often are listed alone.
 _MOST_CLASSES = 20
@@ -88,17 +89,7 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
 
 def read_history(path: Path) -> list[dict[str, float]]:
     """The records of a metrics.jsonl, numbers only; none if there is no file. A last line cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append({key: value for key, value in record.items() if isinstance(value, int | float)})
-    return records
+    return parse_metrics(path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
 
 
 def curves(history: Sequence[Mapping[str, float]], num_pretext: int = 0) -> list[tuple[str, Markup]]:

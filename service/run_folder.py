@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,3 +175,16 @@ class RunFolder:
             # Nothing can be written here; the log has this error too. What is cut short would be in another's way.
             with contextlib.suppress(OSError):
                 self.error.unlink()
+
+
+def parse_metrics(lines: Iterable[str | bytes]) -> list[dict[str, float]]:
+    """The records in lines of a metrics.jsonl, numbers only; a line that holds none is left out."""
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append({key: value for key, value in record.items() if isinstance(value, int | float)})
+    return records

@@ -4,18 +4,17 @@ The writer appends and goes on. The thread sends what is there in the file's ord
 when delivery fails, and writes down how far it has come, so that another process can go on from there. Knows no MLflow.
 """
 
-import errno
 import fcntl
 import json
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from service import plain_files
 from service.errors import StorageError, TakenError
 
 _log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class Spool:
         self._complained = False
         self._dropped = 0
         try:
-            self._file = open_plain(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0))
+            self._file = plain_files.regular(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0))
         except OSError as error:
             raise StorageError(f"{path}: cannot write the records of this run ({error.strerror})") from None
         if most_bytes is not None and os.fstat(self._file).st_size > most_bytes:
@@ -116,7 +115,7 @@ class Spool:
 
     def records(self) -> Iterator[Record]:
         """Every record of the file, delivered or not, without the header; one is in memory at a time."""
-        with os.fdopen(open_plain(self.path, os.O_RDONLY), "rb") as file:
+        with os.fdopen(plain_files.regular(self.path, os.O_RDONLY), "rb") as file:
             file.readline()
             for line in file:
                 if line.endswith(b"\n") and (record := _parse(line[:-1])) is not None:
@@ -132,7 +131,7 @@ class Spool:
         self._sent = offset
         beside = self._sent_path.with_suffix(".sent-new")
         try:
-            with os.fdopen(open_plain(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+            with os.fdopen(plain_files.regular(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
                 file.write(f"{offset}\n")
             beside.replace(self._sent_path)
         except OSError as error:
@@ -226,7 +225,7 @@ class Spool:
 
     def _read_sent(self) -> int:
         try:
-            with os.fdopen(open_plain(self._sent_path, os.O_RDONLY), "rb") as file:
+            with os.fdopen(plain_files.regular(self._sent_path, os.O_RDONLY), "rb") as file:
                 sent = int(file.read(_OFFSET_BYTES))
         except (OSError, ValueError):
             return 0
@@ -346,15 +345,6 @@ def deliver_next(
         if count:
             spool.acknowledge(waiting[start - 1][1])
     return not waiting
-
-
-def open_plain(path: Path, flags: int) -> int:
-    """The descriptor of a regular file; raises OSError for anything else, a link among them, and waits for no pipe."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
-    return descriptor
 
 
 def _parse(line: bytes) -> Record | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines import pretext
 from service import config
-from service.check.findings import FLOAT, PROCESS_BYTES, STATES, Findings, free_bytes, is_half, plan, splits, warnings
+from service.check.findings import FLOAT, STATES, Findings, free_bytes, memory, plan, splits, warnings
 from service.config import JobConfig, ModelConfig
 from service.jobs.local import num_workers
 
@@ -27,7 +27,7 @@ def examine(job: JobConfig, workers: int | None = None) -> Findings[JobConfig]:
     model = network(job.model, classes, num_pretext_labels(job))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     heads = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith("pretext_fc"))
-    memory = estimate_memory(job, model, count)
+    needs = estimate_memory(job, model, count)
     states = 1 + STATES[job.optimizer.name] + (job.ema is not None)
     checkpoint = parameters * FLOAT * states
     # The newest ones, the best, the one being written, the model's own file and its copy in the registry.
@@ -43,11 +43,11 @@ def examine(job: JobConfig, workers: int | None = None) -> Findings[JobConfig]:
         classes=classes,
         parameters=parameters,
         pretext_parameters=heads,
-        memory=memory,
+        memory=needs,
         checkpoint_bytes=checkpoint,
         storage_bytes=storage,
         free_bytes=free,
-        warnings=tuple(warnings(job, count, sum(memory.values()), storage, free)),
+        warnings=tuple(warnings(job, count, sum(needs.values()), storage, free)),
         trained_parameters=parameters,
     )
 
@@ -100,22 +100,11 @@ def kept_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:
 
 
 def estimate_memory(job: JobConfig, model: "Classifier", workers: int) -> dict[str, int]:
-    """Bytes a worker needs, by what for. Weights are fp32 throughout; ZeRO divides by the number of workers."""
+    """Bytes a worker needs, by what for: as `findings.memory`."""
     weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT
-    shared = [workers if job.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     forwarded = job.micro_batch * {"all": 4, "one": 2}[job.objective.turns] ** (job.objective.name == "parallel_task")
     # What the largest steps need; evaluation keeps no activations.
     size = max([job.data.size, *(part.size for part in job.data.sizes)])
+    batch = job.micro_batch * 3 * max(size, job.data.eval_size or 0) ** 2 * FLOAT
     activations = activation_bytes(model, size) * forwarded
-    # ZeRO keeps a flat copy of its share of the weights beside them.
-    copies = weights // workers if job.zero_stage else 0
-    return {
-        "weights": weights // shared[2] + copies,
-        "gradients": weights // shared[1],
-        "gradient exchange": weights if workers > 1 else 0,
-        "optimizer": weights * STATES[job.optimizer.name] // shared[0],
-        "moving average": weights if job.ema else 0,
-        "activations": activations // 2 if is_half(job) else activations,
-        "batches": (job.data.prefetch + 2) * job.micro_batch * 3 * max(size, job.data.eval_size or 0) ** 2 * FLOAT,
-        "libraries": PROCESS_BYTES,
-    }
+    return memory(job, workers, weights=weights, trained=weights, activations=activations, batch=batch)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from service import bundle, config, resolution
 from service.check.classifier import kept_bytes
-from service.check.findings import FLOAT, PROCESS_BYTES, STATES, Findings, free_bytes, is_half, plan, splits, warnings
+from service.check.findings import FLOAT, STATES, Findings, free_bytes, memory, plan, splits, warnings
 from service.config import DetectionConfig, ModelConfig
 from service.errors import CheckpointError, TrackingError
 from service.jobs.local import num_workers
@@ -30,7 +30,7 @@ def examine(job: DetectionConfig, workers: int | None = None) -> Findings[Detect
     model = network(job, trunk, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    memory = estimate_memory(job, model, count)
+    needs = estimate_memory(job, model, count)
     checkpoint = FLOAT * (parameters * (1 + (job.ema is not None)) + trained * STATES[job.optimizer.name])
     # The newest ones, the best, the one being written; the detector, its copy with the run's record, and the trunk's.
     storage = checkpoint * (job.checkpoint.keep_last + 2) + 3 * parameters * FLOAT
@@ -45,11 +45,11 @@ def examine(job: DetectionConfig, workers: int | None = None) -> Findings[Detect
         classes=classes,
         parameters=parameters,
         pretext_parameters=0,
-        memory=memory,
+        memory=needs,
         checkpoint_bytes=checkpoint,
         storage_bytes=storage,
         free_bytes=free,
-        warnings=tuple(warnings(job, count, sum(memory.values()), storage, free)),
+        warnings=tuple(warnings(job, count, sum(needs.values()), storage, free)),
         trained_parameters=trained,
         trunk=about,
     )
@@ -77,22 +77,12 @@ def estimate_memory(job: DetectionConfig, model: "Detector", workers: int) -> di
 
     weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) * FLOAT
-    shared = [workers if job.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     # The largest input: of a photograph that is as long as its long side may be, padded to what the pyramid divides.
     sides = [-(-side // _DIVISOR) * _DIVISOR for side in (max(job.data.short_sides), job.data.long_side)]
     images = torch.empty(1, 3, *sides, device="meta")
     activations = kept_bytes(model, lambda: _outputs(model.train(), images)) * job.micro_batch
-    copies = weights // workers if job.zero_stage else 0
-    return {
-        "weights": weights // shared[2] + copies,
-        "gradients": trained // shared[1],
-        "gradient exchange": trained if workers > 1 else 0,
-        "optimizer": trained * STATES[job.optimizer.name] // shared[0],
-        "moving average": weights if job.ema else 0,
-        "activations": activations // 2 if is_half(job) else activations,
-        "batches": (job.data.prefetch + 2) * job.micro_batch * 3 * sides[0] * sides[1] * FLOAT,
-        "libraries": PROCESS_BYTES,
-    }
+    batch = job.micro_batch * 3 * sides[0] * sides[1] * FLOAT
+    return memory(job, workers, weights=weights, trained=trained, activations=activations, batch=batch)
 
 
 def _outputs(model: "Detector", images: "Tensor") -> object:

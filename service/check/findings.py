@@ -108,6 +108,31 @@ def sparkline(values: tuple[float, ...]) -> str:
     return "".join(_BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] for value in values)
 
 
+def memory(
+    job: TrainingConfig, workers: int, *, weights: int, trained: int, activations: int, batch: int
+) -> dict[str, int]:
+    """Bytes a worker needs, by what for. Weights are fp32 throughout; ZeRO divides by the number of workers.
+
+    Args:
+        weights: bytes of all of them; trained: of those that learn.
+        activations: bytes in fp32 that a micro-batch keeps for the backward pass.
+        batch: bytes of a micro-batch's images.
+    """
+    shared = [workers if job.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    # ZeRO keeps a flat copy of its share of the weights beside them.
+    copies = weights // workers if job.zero_stage else 0
+    return {
+        "weights": weights // shared[2] + copies,
+        "gradients": trained // shared[1],
+        "gradient exchange": trained if workers > 1 else 0,
+        "optimizer": trained * STATES[job.optimizer.name] // shared[0],
+        "moving average": weights if job.ema else 0,
+        "activations": activations // 2 if is_half(job) else activations,
+        "batches": (job.data.prefetch + 2) * batch,
+        "libraries": PROCESS_BYTES,
+    }
+
+
 def splits(job: TrainingConfig) -> tuple[tuple[Split, ...], tuple[str, ...]]:
     """The training and the evaluation split, those that are there, and why the others are not."""
     found, missing = [], []

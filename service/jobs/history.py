@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service import store
-from service.jobs import plain_files
+from service import plain_files, store
 from service.jobs.orders import RUN
+from service.run_folder import parse_metrics
 
 _METRICS = f"{RUN}/metrics.jsonl"
 # Of a longer file the end is told.
@@ -83,16 +83,8 @@ def _last_records(folder: Path, most_bytes: int) -> list[dict[str, float]]:
         lines = content.split(b"\n")
     except OSError:
         return []
-    records = []
     # What the cut has left of the first line is none.
-    for line in lines[1 if start else 0 :]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append({key: value for key, value in record.items() if isinstance(value, int | float)})
-    return records
+    return parse_metrics(lines[1 if start else 0 :])
 
 
 def _recorded(uri: str, job_id: str) -> list[dict[str, float]]:

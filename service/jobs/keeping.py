@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from service import recovery, store
+from service import plain_files, recovery, store
 from service.errors import LorotError
-from service.jobs import orders, plain_files
+from service.jobs import orders
 from service.jobs.job import Attempt, Job
 from service.jobs.record import Record
 from service.jobs.settings import ServiceSettings

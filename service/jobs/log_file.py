@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from service.jobs import plain_files
+from service import plain_files
 
 _PIECE = 64 << 10
 _LOOK_S = 0.25

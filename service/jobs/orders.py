@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from service import store
+from service import plain_files, store
 from service.errors import ConfigError, StorageError
-from service.jobs import plain_files
 from service.jobs.backends import Order
 from service.jobs.job import Attempt, Job
 from service.jobs.settings import ServiceSettings

@@ -164,23 +164,6 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(beside, path)
 
 
-def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock in this file."""
-    try:
-        lock = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(lock)
-    return False
-
-
 def _lock(folder: Path) -> int | None:
     """The lock's descriptor; None if another runner has it."""
     given = os.environ.get(LOCK_VARIABLE)

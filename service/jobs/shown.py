@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from service import plain_files
 from service.errors import UnknownJobError
-from service.jobs import plain_files
 from service.jobs.job import Job
 from service.jobs.orders import CONFIGURATION, RUN
 from service.naming import flatten

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from service import plain_files
 from service.operations import removal
 
 # As `service.training.checkpoint` writes them; that one needs torch.
@@ -35,7 +36,7 @@ def find(root: Path, parts: Sequence[str]) -> list[str]:
 def is_sound(root: Path, parts: Sequence[str]) -> bool:
     """Whether a checkpoint's index and every byte of its files are as they were written. Reads all of it."""
     try:
-        with removal.opened(root, parts) as folder:
+        with plain_files.opened(root, parts) as folder:
             index = json.loads(_read(folder, INDEX))
             if index["format"] != FORMAT or index["sha256"] != _digest_of(index):
                 return False
@@ -62,7 +63,7 @@ def is_run(root: Path, job: str) -> bool:
 
 
 def _is_locked(root: Path, parts: Sequence[str]) -> bool:
-    with contextlib.suppress(OSError), removal.opened(root, parts[:-1]) as folder:
+    with contextlib.suppress(OSError), plain_files.opened(root, parts[:-1]) as folder:
         lock = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         try:
             # Shared: it is not to be in the way of another who only looks.
@@ -75,13 +76,12 @@ def _is_locked(root: Path, parts: Sequence[str]) -> bool:
 
 
 def _read(folder: int, name: str) -> bytes:
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    with os.fdopen(descriptor, "rb") as file:
+    with os.fdopen(plain_files.regular(name, os.O_RDONLY, folder), "rb") as file:
         return file.read(_LARGEST_INDEX_BYTES)
 
 
 def _is_whole(folder: int, name: str, expected: dict[str, Any]) -> bool:
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    descriptor = plain_files.regular(name, os.O_RDONLY, folder)
     with os.fdopen(descriptor, "rb") as file:
         if os.fstat(descriptor).st_size != expected["bytes"]:
             return False

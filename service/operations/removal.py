@@ -9,26 +9,14 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from service.plain_files import opened
 
 LEAVING = ".leaving"
 _TRIMMING = ".trimming"
 _CHUNK_BYTES = 1 << 20
-
-
-@contextlib.contextmanager
-def opened(root: Path, parts: Sequence[str] = ()) -> Iterator[int]:
-    """The descriptor of a folder below `root`; raises OSError if it is not there, or a link is on the way."""
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for part in parts:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = below
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def names(root: Path, parts: Sequence[str] = ()) -> list[str]:

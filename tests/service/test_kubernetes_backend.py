@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.errors import ConfigError
+from service.jobs.backends import attempt_files
 from service.jobs.backends.kubernetes import KubernetesBackend
 from service.jobs.backends.kubernetes_logs import _Lines
 from service.jobs.backends.kubernetes_pods import Pod, seconds
@@ -209,11 +210,12 @@ def test_the_folder_of_an_attempt_is_found_by_its_name_alone(tmp_path: Path) -> 
     service = settings(tmp_path)
     note = service.results / JOB_ID / "attempts" / "1" / "exit.json"
     note.parent.mkdir(parents=True)
-    backend = KubernetesBackend(service)
-    assert backend._folder(NAME, {}) == note.parent
-    assert backend._folder(NAME, {"folder": "/elsewhere"}) == Path("/elsewhere/attempts/1")
+    job_folder = service.results / JOB_ID
+    assert attempt_files.place(service.results, NAME, {}) == (job_folder, 1)
+    assert attempt_files.place(service.results, NAME, {"folder": "/elsewhere"}) == (Path("/elsewhere"), 1)
+    assert attempt_files.log(job_folder, 1, 0).parent == note.parent
     note.write_text(json.dumps({"exit_code": 0}))
-    assert backend._noted(NAME, {}) is None, "a note that is cut short says nothing"
+    assert attempt_files.noted(job_folder, 1) is None, "a note that is cut short says nothing"
 
 
 def test_the_official_client_is_loaded_when_a_cluster_is_asked_and_not_before() -> None:

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from service import plain_files
 from service.errors import StorageError, UnknownJobError
-from service.jobs import history, keeping, log_file, orders, plain_files, shown
-from service.jobs.backends import Status, docker, docker_logs, kubernetes_logs
-from service.jobs.backends.kubernetes import KubernetesBackend
+from service.jobs import history, keeping, log_file, orders, shown
+from service.jobs.backends import Status, attempt_files, docker_logs, kubernetes_logs
 from service.jobs.job import Attempt
 from service.jobs.manifests.rendering import configuration_of
 from service.jobs.record import Record
@@ -43,11 +43,6 @@ def write(folder: Path, name: str) -> None:
         file.write(b"the service's")
 
 
-def end_in_cluster(folder: Path) -> None:
-    backend = KubernetesBackend(settings(folder.parents[1]))
-    backend._note(NAME, {"folder": str(folder)}, Status("ended", 0))
-
-
 def keep_of_container(folder: Path) -> None:
     api = SimpleNamespace(logs=lambda *_, **__: [b"the ", b"log"], ping=lambda: True)
     docker_logs.keep(api, "c", folder, "attempts/1/log-node0.txt")
@@ -55,8 +50,7 @@ def keep_of_container(folder: Path) -> None:
 
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "any": ("attempts/1/a.txt", lambda folder: write(folder, "attempts/1/a.txt")),
-    "end in a cluster": ("attempts/1/exit.json", end_in_cluster),
-    "end of a container": ("attempts/1/exit.json", lambda folder: docker._note(folder, 1, Status("ended", 0))),
+    "end": ("attempts/1/exit.json", lambda folder: attempt_files.note(folder, 1, Status("ended", 0))),
     "log of a pod": (
         "attempts/1/log-node0.txt",
         lambda folder: kubernetes_logs.keep(cast(Any, None), [], folder, "attempts/1/log-node0.txt"),
@@ -176,5 +170,5 @@ def test_a_cluster_finds_the_folders_that_its_pods_mount(folder: Path, tmp_path:
     made = order(settings(tmp_path))
     assert (made.folder / "run").is_dir()
     assert (made.folder / "outputs").is_dir()
-    end_in_cluster(made.folder)
+    attempt_files.note(made.folder, 1, Status("ended", 0))
     assert json.loads((made.folder / "attempts" / "1" / "exit.json").read_text())["exit_code"] == 0

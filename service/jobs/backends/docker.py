@@ -4,7 +4,6 @@ Everything carries the attempt's name and labels, so it is found again without a
 engine starts nothing again by itself: the service does, from the last checkpoint and within the job's budget.
 """
 
-import json
 import math
 import threading
 import time
@@ -15,8 +14,8 @@ from typing import Any
 from docker.errors import APIError, ImageNotFound
 
 from service.errors import BackendError, ConfigError, StorageError
-from service.jobs import log_file, plain_files
-from service.jobs.backends import Handle, Order, Status
+from service.jobs import log_file
+from service.jobs.backends import Handle, Order, Status, attempt_files
 from service.jobs.backends import docker_containers as containers
 from service.jobs.backends import docker_ends as ends
 from service.jobs.backends import docker_images as images
@@ -25,9 +24,6 @@ from service.jobs.backends.docker_engine import Engine, meaning
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 
-# What an attempt leaves in its folder of how it ended.
-_EXIT = "exit.json"
-_NOTED = ("exit_code", "reason", "out_of_memory", "image_digest", "started_s", "ended_s", "nodes")
 # Between two looks at whether a log has begun.
 _LOOK_S = 0.5
 
@@ -121,7 +117,7 @@ class DockerBackend:
             yield b""
             time.sleep(_LOOK_S)
         if not found:
-            yield from log_file.read(log_files.path(*self._place(name, handle), node), tail=tail)
+            yield from log_file.read(attempt_files.log(*self._kept(name, handle), node), tail=tail)
             return
         container = found[0]["Id"]
         with self._engine.explained():
@@ -221,7 +217,7 @@ class DockerBackend:
         if error is None:
             return None
         end = Status("ended", error.exit_code, reason=str(error), ended_s=time.time())
-        _note(order.folder, order.number, end)
+        attempt_files.note(order.folder, order.number, end)
         return end
 
     def _nodes(self, name: str) -> list[dict[str, Any]]:
@@ -251,41 +247,23 @@ class DockerBackend:
 
     def _keep(self, name: str, found: Sequence[Inspected], status: Status) -> None:
         """Copy logs and the end of an attempt to the job's folder, once, so that they outlive the containers."""
-        folder = Path(found[0]["Config"]["Labels"][containers.FOLDER])
+        labels = found[0]["Config"]["Labels"]
+        folder, number = self._kept(name, {"folder": labels[containers.FOLDER]})
         for one in found:
-            target = log_files.path(folder, _number(name), _node(one))
+            target = attempt_files.log(folder, number, _node(one))
             if not target.exists():
                 log_files.keep(self._engine.api, one["Id"], folder, target.relative_to(folder).as_posix())
         if status.phase == "ended":
-            _note(folder, _number(name), status)
+            attempt_files.note(folder, number, status)
 
     def _noted(self, name: str, handle: Handle) -> Status:
         """How an attempt ended whose containers are gone, as far as that was kept."""
-        folder, number = self._place(name, handle)
-        try:
-            said = json.loads(plain_files.text(folder, f"attempts/{number}/{_EXIT}"))
-            return Status("ended", **{name: said[name] for name in _NOTED} | {"nodes": tuple(said["nodes"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return Status("gone", reason=f"the engine has no container of {name}, and nothing says how it ended")
+        kept = attempt_files.noted(*self._kept(name, handle))
+        return kept or Status("gone", reason=f"the engine has no container of {name}, and nothing says how it ended")
 
-    def _place(self, name: str, handle: Handle) -> tuple[Path, int]:
-        """The job's folder and the attempt's number, by the handle or else by the name, which holds both."""
-        if handle.get("folder"):
-            return Path(str(handle["folder"])), _number(name)
-        digits = name.removeprefix("lorot-").rpartition("-")[0]
-        found = sorted(self._settings.results.glob(f"{digits}*")) if digits.isalnum() else []
-        return (found[0] if found else self._settings.results / name), _number(name)
-
-
-def _note(folder: Path, number: int, status: Status) -> None:
-    """Write down how an attempt ended; raises StorageError."""
-    note = f"attempts/{number}/{_EXIT}"
-    content = json.dumps({name: getattr(status, name) for name in _NOTED}, indent=1) + "\n"
-    try:
-        with plain_files.writing(folder, note) as file:
-            file.write(content.encode())
-    except OSError as error:
-        raise StorageError(f"{folder / note}: cannot be written ({error.strerror}); free some space") from None
+    def _kept(self, name: str, handle: Handle) -> tuple[Path, int]:
+        """The job's folder and the attempt's number."""
+        return attempt_files.place(self._settings.results, name, handle)
 
 
 def _fewest(found: Sequence[Inspected]) -> int:
@@ -295,9 +273,3 @@ def _fewest(found: Sequence[Inspected]) -> int:
 
 def _node(inspected: Inspected) -> str:
     return str(inspected["Config"]["Labels"].get(containers.NODE, "0"))
-
-
-def _number(name: str) -> int:
-    """Of the attempt, which its name ends with."""
-    last = name.rpartition("-")[2]
-    return int(last) if last.isdecimal() else 1

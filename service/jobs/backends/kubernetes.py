@@ -10,15 +10,13 @@ deleted, and with it the exit code.
 
 import contextlib
 import fnmatch
-import json
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from service.errors import BackendError, ConfigError, StorageError
-from service.jobs import log_file, plain_files
-from service.jobs.backends import Handle, Order, Status
+from service.jobs import log_file
+from service.jobs.backends import Handle, Order, Status, attempt_files
 from service.jobs.backends import kubernetes_logs as logs
 from service.jobs.backends import kubernetes_status as standing
 from service.jobs.backends.kubernetes_cluster import Cluster, Document
@@ -29,10 +27,6 @@ from service.jobs.manifests.rendering import configuration_of
 from service.jobs.manifests.workloads import objects, owned
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
-
-# What is left in the job's folder of how an attempt ended.
-_EXIT = "exit.json"
-_NOTED = ("exit_code", "reason", "preempted", "out_of_memory", "image_digest", "started_s", "ended_s", "nodes")
 
 
 def make(settings: ServiceSettings) -> "KubernetesBackend":
@@ -115,7 +109,7 @@ class KubernetesBackend:
             warnings = self._warnings(f"{name}-node-0" if workload["kind"] == "JobSet" else name)
         found = standing.status(workload, pods, warnings)
         if found.phase == "gone":
-            return self._noted(name, handle) or found
+            return attempt_files.noted(*self._kept(name, handle)) or found
         return found
 
     def logs(
@@ -134,7 +128,7 @@ class KubernetesBackend:
         """
         found = self._pods(name, node)
         if not found and (self._workload(name, handle) is None or follow is None):
-            yield from log_file.read(self._log(name, handle, node), tail=tail)
+            yield from log_file.read(attempt_files.log(*self._kept(name, handle), node), tail=tail)
         elif follow is None:
             yield from logs.read(self._cluster, found, tail)
         else:
@@ -157,7 +151,9 @@ class KubernetesBackend:
         if not workload["metadata"].get("deletionTimestamp"):
             try:
                 self._keep_logs(name, handle)
-                self._note(name, handle, standing.status(workload, self._pods(name)))
+                status = standing.status(workload, self._pods(name))
+                if status.phase == "ended":
+                    attempt_files.note(*self._kept(name, handle), status)
             except StorageError as error:
                 raise BackendError(f"the objects of {name} are left for now: {error}") from None
             self._cluster.delete(workload["kind"], name)
@@ -214,47 +210,15 @@ class KubernetesBackend:
     def _keep_logs(self, name: str, handle: Handle) -> None:
         """Copy the logs of all nodes to the job's folder, once."""
         pods = self._pods(name)
+        folder, number = self._kept(name, handle)
         for node in sorted({pod.node for pod in pods}):
-            target = self._log(name, handle, node)
+            target = attempt_files.log(folder, number, node)
             if not target.exists():
                 # Of a machine that is gone nobody can read it any more.
                 with contextlib.suppress(BackendError):
-                    logs.keep(self._cluster, [pod for pod in pods if pod.node == node], *_below(target))
+                    of_node = [pod for pod in pods if pod.node == node]
+                    logs.keep(self._cluster, of_node, folder, target.relative_to(folder).as_posix())
 
-    def _note(self, name: str, handle: Handle, status: Status) -> None:
-        """Write down how an attempt ended; raises StorageError."""
-        if status.phase != "ended":
-            return
-        note = self._folder(name, handle) / _EXIT
-        content = json.dumps({key: getattr(status, key) for key in _NOTED}, indent=1) + "\n"
-        try:
-            with plain_files.writing(*_below(note)) as file:
-                file.write(content.encode())
-        except OSError as error:
-            raise StorageError(f"{note}: cannot be written ({error.strerror}); free some space") from None
-
-    def _noted(self, name: str, handle: Handle) -> Status | None:
-        """How an attempt ended that was removed; None if nothing was noted."""
-        try:
-            said: Mapping[str, Any] = json.loads(plain_files.text(*_below(self._folder(name, handle) / _EXIT)))
-            return Status("ended", **{key: said[key] for key in _NOTED} | {"nodes": tuple(said["nodes"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _log(self, name: str, handle: Handle, node: int) -> Path:
-        return self._folder(name, handle) / f"log-node{node}.txt"
-
-    def _folder(self, name: str, handle: Handle) -> Path:
-        """The attempt's own, by the handle or else by the name, which holds the job's first digits and the number."""
-        digits, _, number = name.removeprefix("lorot-").rpartition("-")
-        if handle.get("folder"):
-            job = Path(str(handle["folder"]))
-        else:
-            found = sorted(self._settings.results.glob(f"{digits}*")) if digits.isalnum() else []
-            job = found[0] if found else self._settings.results / name
-        return job / "attempts" / number
-
-
-def _below(path: Path) -> tuple[Path, str]:
-    """The folder of the job, and attempts/N/NAME in it."""
-    return path.parents[2], "/".join(path.parts[-3:])
+    def _kept(self, name: str, handle: Handle) -> tuple[Path, int]:
+        """The job's folder and the attempt's number."""
+        return attempt_files.place(self._settings.results, name, handle)

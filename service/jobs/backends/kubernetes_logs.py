@@ -2,27 +2,23 @@
 
 import contextlib
 import math
-import queue
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from service import plain_files
 from service.errors import BackendError, StorageError
-from service.jobs import plain_files
+from service.jobs.backends.breathing import breathing
 from service.jobs.backends.kubernetes_cluster import Cluster
 from service.jobs.backends.kubernetes_pods import Pod
 from service.jobs.manifests.pods import MAIN
 
-# Seconds between two chances for a follower to stop, and between two looks at what there is to follow.
-_BREATH_S = 1.0
+# Seconds between two looks at what there is to follow.
 _LOOK_S = 0.5
 _PIECE = 64 << 10
-# Pieces that wait for a slow reader; the cluster waits with the rest.
-_AHEAD = 64
 _CLOCKS_S = 60
 # Refusals in a row, after which a follower is told.
 _PATIENCE = 3
@@ -75,7 +71,8 @@ def follow(
             time.sleep(_LOOK_S)
             continue
         failures = 0
-        for piece in _stream(response, go_on):
+        # A response that ran into a time limit could not be read on.
+        for piece in breathing(_ahead(response), go_on, [response.shutdown, response.close], "log of a pod"):
             yield lines.take(piece) if piece else b""
         if pod.has_ended:
             yield lines.rest()
@@ -117,47 +114,10 @@ def _pieces(response: Any) -> Iterator[bytes]:
         response.close()
 
 
-def _stream(response: Any, go_on: Callable[[], bool]) -> Iterator[bytes]:
-    """The pieces of a response that goes on, b"" after each second of silence; ends as the response does.
-
-    A thread reads: a response that ran into a time limit could not be read on.
-    """
-    pieces: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
-    stopped = threading.Event()
-
-    def put(piece: bytes | None) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                pieces.put(piece, timeout=_BREATH_S)
-                return
-
-    def copy() -> None:
-        # However it ends, the follower looks at the pod to see whether that was all.
-        with contextlib.suppress(Exception):
-            for piece in response.stream(_PIECE):
-                put(piece)
-                if stopped.is_set():
-                    break
-        put(None)
-
-    thread = threading.Thread(target=copy, name="log of a pod", daemon=True)
-    thread.start()
-    try:
-        while go_on():
-            try:
-                piece = pieces.get(timeout=_BREATH_S)
-            except queue.Empty:
-                yield b""
-                continue
-            if piece is None:
-                return
-            yield piece
-    finally:
-        stopped.set()
-        with contextlib.suppress(Exception):
-            response.shutdown()
-        with contextlib.suppress(Exception):
-            response.close()
+def _ahead(response: Any) -> Iterator[bytes]:
+    """The pieces of a response that goes on. However it ends, the follower looks at the pod whether that was all."""
+    with contextlib.suppress(Exception):
+        yield from response.stream(_PIECE)
 
 
 class _Lines:

@@ -144,7 +144,7 @@ class Local:
             return Status("gone")
         begun = runner.read(folder / runner.BEGUN)
         started_s = float(begun.get("started_s", 0.0))
-        if runner.is_held(folder / runner.LOCK):
+        if holder.is_held(folder / runner.LOCK):
             return Status("running", started_s=started_s, nodes=("node 0: running",))
         if name in self._started:
             # The lock goes with the process; what is left of it in the kernel's table goes here.
@@ -180,13 +180,13 @@ class Local:
         folder = self._folder(name, handle)
         if folder is None or node:
             return iter(())
-        lives = (lambda: runner.is_held(folder / runner.LOCK)) if follow is not None else None
+        lives = (lambda: holder.is_held(folder / runner.LOCK)) if follow is not None else None
         return log_file.read(folder / runner.LOG, tail=tail, follow=follow, lives=lives)
 
     def cancel(self, name: str, handle: Handle, grace_s: float) -> None:
         """See `Backend.cancel`. The runner kills after the grace; if it was killed itself, a later call does."""
         folder = self._folder(name, handle)
-        if folder is None or not runner.is_held(folder / runner.LOCK):
+        if folder is None or not holder.is_held(folder / runner.LOCK):
             return
         asked = runner.read(folder / runner.STOP)
         if not asked:
@@ -211,7 +211,7 @@ class Local:
         """Those that live."""
         found = {}
         for lock in self._results.glob(f"*/{orders.ATTEMPTS}/*/{runner.LOCK}"):
-            if not (lock.parent / runner.EXIT).exists() and runner.is_held(lock):
+            if not (lock.parent / runner.EXIT).exists() and holder.is_held(lock):
                 told = runner.read(lock.parent / runner.ORDER)
                 if "name" in told and "job" in told:
                     found[str(told["name"])] = str(told["job"])

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import yaml
 
-from service.jobs import orders, plain_files
+from service import plain_files
+from service.jobs import orders
 from service.jobs.backends import Order
 from service.jobs.job import Attempt, Job
 from service.jobs.manifests.train_job import train_job

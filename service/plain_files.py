@@ -5,6 +5,7 @@ folder is opened without following links, what was opened is looked at before it
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-# A pipe in the place of a file would be waited for.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -40,15 +39,25 @@ def opened(folder: Path, parts: Sequence[str] = (), *, make: bool = False) -> It
         os.close(descriptor)
 
 
+def regular(path: Path | str, flags: int, place: int | None = None) -> int:
+    """The descriptor of a regular file; raises OSError for anything else, a link among them, and waits for no pipe.
+
+    Args:
+        flags: as for `os.open`.
+        place: descriptor of the folder that `path` is relative to.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=place)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
+
+
 def reading(folder: Path, name: str) -> BinaryIO:
     """A regular file below `folder`, as run/report.html; raises OSError if it is none, or a link is on the way."""
     *above, last = _parts(name)
     with opened(folder, above) as place:
-        descriptor = os.open(last, _READ, dir_fd=place)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{folder / name}: is no regular file")
-    return os.fdopen(descriptor, "rb")
+        return os.fdopen(regular(last, os.O_RDONLY, place), "rb")
 
 
 def text(folder: Path, name: str, most_bytes: int = 16 << 20) -> str:
