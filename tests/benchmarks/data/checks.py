@@ -21,8 +21,8 @@ _P_VALUE = 1e-4
 _MEAN_TOLERANCE = 0.1
 _STD_TOLERANCE = 0.05
 _DETAIL_TOLERANCE = 0.15
-# Of 255. Who encodes JPEG anew may shift a colour: FFCV's writer turns blue 128 into 126.7. Foreign constants or channels in
-# another order shift it by more than ten.
+# Of 255. Who encodes JPEG anew may shift a colour: FFCV's writer turns blue 128 into 126.7. Other constants or channels
+# shift it by more than ten.
 _COLOUR_TOLERANCE = 2
 
 
