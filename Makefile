@@ -14,7 +14,7 @@ WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUD
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of several machines, of engines and of time limits, which are disturbed by others beside them.
 ALONE := $(patsubst %,tests/integration/test_%.py,nodes hangs preemption exact_resume docker_jobs docker_training images \
-  service_kills)
+  compose every_door service_kills)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint test-integration bench bench-training bench-service bench-data soak variants clean

@@ -1,4 +1,4 @@
-"""What each image installs, taken from pyproject.toml: `python requirements.py PYPROJECT service|record|worker`."""
+"""What an image installs, by pyproject.toml: `python requirements.py PYPROJECT service|backup|record|worker`."""
 
 import re
 import sys
@@ -11,6 +11,8 @@ WORKERS_ONLY = ("deepspeed", "faster-coco-eval", "matplotlib", "numba", "scipy",
 CLIENT = {"mlflow": "mlflow-skinny"}
 # A tracking server on PostgreSQL, with its artifacts in an object store.
 RECORD = ("mlflow", "psycopg2-binary", "boto3")
+# On top of the service's: what a backup asks the record's database and store with.
+BACKUP = ("sqlalchemy", "psycopg2-binary", "boto3")
 # For a GPU: DALI in torch's flavour of CUDA. s3:// as a place of data.
 WORKER_EXTRAS = ("cu13", "remote")
 
@@ -23,8 +25,8 @@ def requirements(project: dict, image: str) -> list[str]:
     if image == "worker":
         extras = [line for extra in WORKER_EXTRAS for line in project["optional-dependencies"][extra]]
         return [*dependencies.values(), *extras]
-    if image == "record":
-        return [dependencies.get(name, name) for name in RECORD]
+    if image in ("record", "backup"):
+        return [dependencies.get(name, name) for name in (RECORD if image == "record" else BACKUP)]
     chosen = {name: line for name, line in dependencies.items() if name not in WORKERS_ONLY}
     return [CLIENT[name] + line[len(name) :] if name in CLIENT else line for name, line in chosen.items()]
 

@@ -3,7 +3,7 @@
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,16 @@ class Client:
         return job, answer.status_code == 201
 
     def page(self, cursor: str | None = None, **questions: Any) -> dict[str, Any]:
-        """{"jobs", "next", "total"}; questions: state, kind, backend, owner, name, limit."""
+        """{"jobs", "next", "total", "partial"}; questions: state, kind, backend, owner, name, limit."""
         asked = {key: value for key, value in {**questions, "cursor": cursor}.items() if value is not None}
         return self._json("GET", "/v1/jobs", params=asked)
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", _path(job_id))
+
+    def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
+        """{"jobs", "names", "settings", "metrics", "best"}, with a value for each job."""
+        return self._json("GET", "/v1/jobs/compare", params={"id": list(job_ids)})
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", _path(job_id, "cancel"), again=True)

@@ -5,7 +5,7 @@ The page defines the classes `s0`, `s1`, ... (colours of series, used as `curren
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -17,11 +17,17 @@ _MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: (x, y) points by rising x; points that are not finite are left out. `dashed` marks a reference."""
+    """One curve: (x, y) points by rising x; points that are not finite are left out.
+
+    Attributes:
+        dashed: marks a reference.
+        colour: which of the page's; None: that of its place among the curves that are drawn.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     dashed: bool = False
+    colour: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
         title: says what is on the y axis.
         percent: y values are fractions, shown in per cent.
     """
-    drawn = [Series(one.name, _thin(one.points), one.dashed) for one in series]
+    drawn = [replace(one, points=_thin(one.points)) for one in series]
     drawn = [one for one in drawn if one.points]
     if not drawn:
         return Markup("")
@@ -74,9 +80,11 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
     for number, one in enumerate(drawn):
         placed = [place(*point) for point in one.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(_element("polyline", class_=f"s{number} curve", points=path, **_dashes(one)))
+        parts.append(_element("polyline", class_=f"{_tone(one, number)} curve", points=path, **_dashes(one)))
         if not one.dashed:
-            parts.append(_element("circle", class_=f"s{number} dot", cx=placed[-1][0], cy=placed[-1][1], r=3))
+            parts.append(
+                _element("circle", class_=f"{_tone(one, number)} dot", cx=placed[-1][0], cy=placed[-1][1], r=3)
+            )
         last = one.points[-1][1]
         summary.append(f"{one.name} ends at {f'{last:.1%}' if percent else short(last)}")
     return _svg(_WIDTH, _HEIGHT, f"{title}: {', '.join(summary)}", parts)
@@ -213,10 +221,15 @@ def short(value: float) -> str:
 def _legend(series: Sequence[Series]) -> Markup:
     parts, x = [], float(_LEFT)
     for number, one in enumerate(series):
-        parts.append(_element("line", class_=f"s{number} curve", x1=x, x2=x + 16, y1=12, y2=12, **_dashes(one)))
+        tone = f"{_tone(one, number)} curve"
+        parts.append(_element("line", class_=tone, x1=x, x2=x + 16, y1=12, y2=12, **_dashes(one)))
         parts.append(_text(one.name, x + 21, 16, "start"))
         x += 33 + 6.4 * len(one.name)
     return Markup("").join(parts)
+
+
+def _tone(series: Series, number: int) -> str:
+    return f"s{number if series.colour is None else series.colour}"
 
 
 def _dashes(series: Series) -> dict[str, str]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
 from pipelines import pretext
-from service import data_wait, figures, store
+from service import curves, data_wait, figures, store
 from service.errors import DataError, StorageError
 from service.figures import Series
 from service.run_folder import parse_metrics
@@ -21,17 +20,6 @@ from service.run_folder import parse_metrics
 # Above this a matrix is no longer readable; the pairs that are mixed up most often are listed alone.
 _MOST_CLASSES = 20
 _NUM_PAIRS = 10
-_CURVES = (
-    (
-        "Loss",
-        (("train/loss", "training, all"), ("train/class_loss", "classes"), ("val/class_loss", "held-out classes")),
-        False,
-    ),
-    ("Top-1 accuracy", (("train/top1", "training"), ("val/top1", "held-out")), True),
-    ("Pretext accuracy", (("train/pretext_accuracy", "training"),), True),
-    ("Average precision", (("val/AP", "held-out AP"), ("val/AP50", "at IoU 0.5")), True),
-    ("Learning rate", (("train/lr", "learning rate"),), False),
-)
 _ROWS = {
     "top1_loc": "Top-1 localization",
     "top5_loc": "Top-5 localization",
@@ -69,7 +57,7 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
         name=str(config.get("name", run_folder.name)),
         about=_about(config),
         tiles=_tiles(summary, history, found),
-        charts=curves(history, _num_pretext(config)),
+        charts=curves.of_run(history, _num_pretext(config)),
         samples=_data_uri(run_folder / "samples.png"),
         confusion=_confusion(run_folder / "confusion.json"),
         wsol=found,
@@ -90,20 +78,6 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
 def read_history(path: Path) -> list[dict[str, float]]:
     """The records of a metrics.jsonl, numbers only; none if there is no file. A last line cut short is left out."""
     return parse_metrics(path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
-
-
-def curves(history: Sequence[Mapping[str, float]], num_pretext: int = 0) -> list[tuple[str, Markup]]:
-    """(title, chart) of every training curve that was recorded; chance is drawn beside the pretext accuracy."""
-    charts = []
-    for title, names, percent in _CURVES:
-        series = [Series(label, _points(history, name)) for name, label in names]
-        if title.startswith("Pretext") and num_pretext and series[0].points:
-            ends = [series[0].points[0][0], series[0].points[-1][0]]
-            series.append(Series("chance", [(x, 1 / num_pretext) for x in ends], dashed=True))
-        chart = figures.line_chart(title, series, "optimizer step", percent=percent)
-        if chart:
-            charts.append((title, chart))
-    return charts
 
 
 def localization(folder: Path) -> dict[str, Any]:
@@ -288,10 +262,6 @@ def _num_pretext(config: Mapping[str, Any]) -> int:
     if name not in pretext.available():
         return 0
     return pretext.load(name, **(_value(config, "pretext", "options") or {})).num_labels
-
-
-def _points(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
-    return [(record["step"], record[name]) for record in history if name in record]
 
 
 def _last(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]], name: str) -> float | None:

@@ -2,29 +2,61 @@
 
 import contextlib
 import getpass
+import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from service import provenance, store
 from service.errors import TrackingError
 
 # By this tag a run is found again whose creation was never answered.
 _KEY = "lorot.key"
+_KEY_TEXT = re.compile(r"[A-Za-z0-9%._~/-]+")
 _ATTEMPTS = 5
 _LONGEST_S = 60.0
+# What a run's tags say: whether it has begun, and whether anybody was told of it.
+Rank = Callable[[Mapping[str, str]], tuple[bool, bool]]
 
 
 @dataclass(frozen=True)
 class Made:
-    """A run that there is now; whether this made it, or an earlier question with the same key had."""
+    """A run that there is now.
+
+    Attributes:
+        experiment_id: where it is, if it is new.
+        key: that it is found again by.
+        is_new: this made it, and not an earlier question with the same key.
+        is_alone: no question was put twice; else the server may serve an unanswered one later, and make a twin.
+    """
 
     run_id: str
     experiment_id: str
+    key: str
     is_new: bool
+    is_alone: bool
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """The runs of one key.
+
+    Attributes:
+        kept: the one that stays, if there is any.
+        spare: the others that have not begun; they are deleted.
+        refusal: why one of those could not be.
+    """
+
+    kept: str | None
+    spare: tuple[str, ...]
+    refusal: TrackingError | None
+
+
+def is_key(text: str) -> bool:
+    """Whether this can be a run's key. Anybody can write into a tag what would break a question for it."""
+    return _KEY_TEXT.fullmatch(text) is not None
 
 
 def create_run(uri: str, experiment: str, name: str) -> str:
@@ -36,14 +68,58 @@ def create_run(uri: str, experiment: str, name: str) -> str:
     return create(uri, experiment, name).run_id
 
 
+def sort_out(uri: str, key: str, rank: Rank, told: str = "") -> Sorted:
+    """Which run of this key stays, if there is any, and which others are deleted for it.
+
+    A server may serve a question that was put again twice, the first one late: then that one is the earlier. What has
+    begun is never deleted, and stays before what somebody was told of, that before the earliest.
+
+    Args:
+        told: a run that somebody was told of, whatever its tags say.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses to look.
+    """
+    if not is_key(key):
+        raise TrackingError(f"{key!r} is no key of a run; it has other characters than letters, digits and %-._~/")
+    with store.explained(uri):
+        api = store.client(uri)
+        # A client's key may have been used with another experiment.
+        experiments = [str(one.experiment_id) for one in store.pages(api.search_experiments)]
+        asked = {"filter_string": f"tags.`{_KEY}` = '{key}'", "order_by": ["attributes.start_time ASC"]}
+        runs = api.search_runs(experiments, **asked) if experiments else []
+        twins = {str(run.info.run_id): rank(run.data.tags) for run in runs}
+    if told in twins:
+        twins[told] = (twins[told][0], True)
+    kept = max(twins, key=lambda run_id: twins[run_id], default=None)
+    spare = tuple(run_id for run_id, (has_begun, _) in twins.items() if run_id != kept and not has_begun)
+    refusal = None
+    for run_id in spare:
+        try:
+            with store.explained(uri), store.passing_over("RESOURCE_DOES_NOT_EXIST"):
+                api.delete_run(run_id)
+        except store.UnreachableError:
+            raise
+        except TrackingError as error:
+            refusal = error
+    return Sorted(kept, spare, refusal)
+
+
 def create(
-    uri: str, experiment: str, name: str, *, tags: Mapping[str, str] = MappingProxyType({}), key: str | None = None
+    uri: str,
+    experiment: str,
+    name: str,
+    *,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    key: str | None = None,
+    rank: Rank = lambda tags: (False, False),
 ) -> Made:
     """As `create_run`, with further tags.
 
     Args:
         key: one run in all for each such text, of letters, digits and `%-._~/`, however often it is asked for; None:
             a new run. Who asks at the same time as somebody else has to take turns with them.
+        rank: see `sort_out`.
     """
     store.ensure_ready(uri)
     own = {"mlflow.source.name": "lorot", "mlflow.source.type": "LOCAL", _KEY: key or uuid.uuid4().hex}
@@ -55,7 +131,7 @@ def create(
     for attempt in range(_ATTEMPTS):
         try:
             with store.explained(uri):
-                return _create_once(uri, experiment, name, {**tags, **own}, bool(key), again=attempt > 0)
+                return _create_once(uri, experiment, name, {**tags, **own}, rank, keyed=bool(key), again=attempt > 0)
         except store.UnreachableError:
             if attempt == _ATTEMPTS - 1 or time.monotonic() - began > _LONGEST_S:
                 raise
@@ -71,27 +147,18 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
         store.client(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def _create_once(uri: str, experiment: str, name: str, tags: dict[str, str], keyed: bool, again: bool) -> Made:
-    api = store.client(uri)
+def _create_once(
+    uri: str, experiment: str, name: str, tags: dict[str, str], rank: Rank, *, keyed: bool, again: bool
+) -> Made:
     experiment_id = _experiment_id(uri, experiment)
-    found = _made(api, experiment_id, tags[_KEY]) if again or keyed else []
-    # After a lost answer nobody knows who has made it; it is this question's own if the key is.
-    is_new = not found or (again and not keyed)
-    if not found:
-        found = [str(api.create_run(experiment_id, run_name=name, tags=tags).info.run_id)]
-        if again:
-            # An earlier request may have been served only now.
-            found = _made(api, experiment_id, tags[_KEY]) or found
-    for twin in found[1:]:
-        with store.passing_over("RESOURCE_DOES_NOT_EXIST"):
-            api.delete_run(twin)
-    return Made(found[0], experiment_id, is_new)
-
-
-def _made(api: Any, experiment_id: str, key: str) -> list[str]:
-    """The runs that carry this key, oldest first."""
-    runs = api.search_runs([experiment_id], f"tags.`{_KEY}` = '{key}'", order_by=["attributes.start_time ASC"])
-    return [str(run.info.run_id) for run in runs]
+    kept = sort_out(uri, tags[_KEY], rank).kept if again or keyed else None
+    if kept is not None:
+        # After a lost answer nobody knows who has made it; it is this question's own if the key is.
+        return Made(kept, experiment_id, tags[_KEY], is_new=not keyed, is_alone=not again)
+    own = str(store.client(uri).create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+    # An earlier request may have been served only now.
+    kept = (sort_out(uri, tags[_KEY], rank).kept if again else None) or own
+    return Made(kept, experiment_id, tags[_KEY], is_new=not keyed or kept == own, is_alone=not again)
 
 
 def _experiment_id(uri: str, name: str) -> str:

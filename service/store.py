@@ -85,7 +85,7 @@ def ensure_ready(uri: str | None = None) -> None:
             raise UnreachableError(f"{shown(uri)} does not answer ({_reason(error)}); {_ADVICE}") from None
     elif scheme not in ("databricks", "databricks-uc"):
         raise TrackingError(
-            f"tracking URI {shown(uri)!r} is of no supported kind; use sqlite:///FILE, http(s)://HOST:PORT or postgresql://..."
+            f"tracking URI {shown(uri)!r} is of no supported kind; use sqlite:///FILE, http(s)://HOST:PORT or postgresql+psycopg2://..."
         )
 
 

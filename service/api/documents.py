@@ -30,6 +30,7 @@ _MEANINGS = {
     404: "There is no such job, file or model.",
     409: "The job is in no state for that.",
     413: "The body is too long.",
+    416: "The file has no such bytes; Content-Range says how many it has.",
     422: "A field is missing, unknown or wrong; the message has a line for each.",
     429: "Too many requests, or too much at once.",
     503: "The tracking server, or the place where jobs run, does not answer.",
@@ -39,6 +40,11 @@ _EVERYWHERE = (400, 401, 403, 422, 429)
 
 
 _RETRY = {"Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer"}}}
+_HEADERS = {
+    416: {"Content-Range": {"description": "bytes */LENGTH of the file", "schema": {"type": "string"}}},
+    429: _RETRY,
+    503: _RETRY,
+}
 
 
 def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -47,7 +53,7 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {
             "model": shapes.FaultShape,
             "description": _MEANINGS[status],
-            **({"headers": _RETRY} if status in (429, 503) else {}),
+            **({"headers": _HEADERS[status]} if status in _HEADERS else {}),
         }
         for status in sorted({*_EVERYWHERE, *statuses})
     }

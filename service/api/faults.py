@@ -60,12 +60,23 @@ class TooManyRequestsError(LorotError):
         self.retry_after_s = retry_after_s
 
 
+class RangeError(LorotError):
+    """Of a file, bytes were asked for that it does not have."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, num_bytes: int) -> None:
+        super().__init__(message)
+        self.num_bytes = num_bytes
+
+
 # The first row that fits counts: subclasses stand before what they are derived from.
 STATUSES: tuple[tuple[type[LorotError], int], ...] = (
     (UnauthorizedError, 401),
     (ForbiddenError, 403),
     (HostError, 400),
     (TooLargeError, 413),
+    (RangeError, 416),
     (TooManyRequestsError, 429),
     (UnknownJobError, 404),
     (StateError, 409),
@@ -103,6 +114,8 @@ def told(error: LorotError, request_id: str) -> JSONResponse:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))
     elif status == 503:
         headers["Retry-After"] = str(RETRY_S)
+    if isinstance(error, RangeError):
+        headers["Content-Range"] = f"bytes */{error.num_bytes}"
     return answer(status, type(error).__name__, str(error), request_id, headers)
 
 

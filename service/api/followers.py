@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import re
+import secrets
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,15 @@ _READERS = 4
 # logs, and less of those beyond, so that even all streams there may be take no more than some 2 GB.
 SPOOL_BYTES = 64 << 20
 _LARGE_SPOOLS, _SMALLER = 8, 16
+# Engines count what they have kept, and a long line may be several of that: so many more are asked for.
+_SLACK_LINES = 32
+# How long one that begins with its last lines is kept after its last follower, who may come back after a broken
+# connection: where it begins nobody else could find again. As long as our client tries.
+LINGER_S = 60.0
+_MOST_LINGERING = 16
+_ID = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,19})(?:@([0-9a-f]{8}))?")
+_LOST = b"[it is not known any more how far this log was read: it is told anew, from where it was asked for]"
+_Key = tuple[str, int, int, int | None]
 
 
 class Followers:
@@ -38,17 +49,23 @@ class Followers:
         self._desk = desk
         self.spool_bytes = spool_bytes
         self._pool = ThreadPoolExecutor(_READERS, "lorot-follow")
-        self._logs: dict[tuple[str, int, int], GrowingLog] = {}
+        # By job, attempt, node, and how many last lines it begins with; None: it begins with the first.
+        self._logs: dict[_Key, GrowingLog] = {}
+        # Those that nobody follows just now, the longest left first.
+        self._lingering: dict[_Key, asyncio.TimerHandle] = {}
         self._closed = False
 
     def close(self) -> None:
         """End all streams."""
         self._closed = True
+        for key in list(self._lingering):
+            self._let_go(key)
         for log in self._logs.values():
             log.wake()
 
     def free(self) -> None:
         """Let the threads go, once all streams have ended."""
+        self.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def follow(
@@ -58,10 +75,11 @@ class Followers:
 
         Args:
             attempt: its ids are OFFSET. None: the next ones follow, until the job has ended; ids are ATTEMPT:OFFSET.
-            tail: begin with the last so many lines of what is there.
+            tail: begin with the last so many lines of what is there. Where no file has the log, it is read from there
+                on only; ids end with @NAME then, and count from there.
             last_id: id of the last event that had arrived: bytes of the log that were told.
         """
-        number, offset = self.place(last_id, attempt)
+        number, offset, name = self.place(last_id, attempt)
         pinned, waited = attempt is not None, 0
         yield sse.KEEPALIVE
         while not self._closed:
@@ -79,7 +97,13 @@ class Followers:
                 continue
             identifier = "" if pinned else f"{number}:"
             yield sse.json_event({"attempt": number, "node": node}, name="attempt")
-            async with self._opened(job, number, node) as log:
+            if name and self._named(job.id, number, node, name) is None:
+                # Without an id: what was told last is still all that is known.
+                yield sse.event(_LOST.decode())
+                name, offset = "", None
+            # An offset without a name counts from the first byte.
+            begins = tail if offset is None else None
+            async with self._opened(job, number, node, begins, name) as log:
                 async for piece in self._pieces(log, identifier, offset, tail):
                     yield piece
                 problem = log.problem
@@ -92,28 +116,30 @@ class Followers:
             if pinned or (job.has_ended and _newest(job) == number):
                 yield _end(job, _attempt(job, number))
                 return
-            number, offset, tail = number + 1, None, None
+            number, offset, tail, name = number + 1, None, None, ""
 
     async def _pieces(
         self, log: GrowingLog, identifier: str, offset: int | None, tail: int | None
     ) -> AsyncIterator[bytes]:
         while offset is None and tail is not None and not log.settled and not self._closed:
-            await log.changed(log.more, sse.KEEPALIVE_S)
+            if not await log.changed(log.more, sse.KEEPALIVE_S):
+                yield sse.KEEPALIVE
         if offset is None:
             offset = 0 if tail is None else await log.start_of_last(tail) if tail else log.size
+        mark = f"@{log.name}" if log.name else ""
         while not self._closed:
             # Taken before looking: what comes while this reads is not to be waited for afterwards.
             more, done = log.more, log.done
             if offset < log.start:
                 # Ahead of what goes next, or this one would be too late again at once.
                 start = log.middle
-                yield _lines(_gap(start - offset), f"{identifier}{start}")
+                yield _lines(_gap(start - offset), f"{identifier}{start}{mark}")
                 offset = start
             if offset < log.size:
                 data = await log.read(offset)
                 if taken := cut(data, done):
                     offset += taken
-                    yield _lines(data[:taken], f"{identifier}{offset}")
+                    yield _lines(data[:taken], f"{identifier}{offset}{mark}")
                     continue
             if done:
                 return
@@ -121,49 +147,86 @@ class Followers:
                 yield sse.KEEPALIVE
 
     @contextlib.asynccontextmanager
-    async def _opened(self, job: Job, number: int, node: int) -> AsyncIterator[GrowingLog]:
-        key = (job.id, number, node)
+    async def _opened(self, job: Job, number: int, node: int, tail: int | None, name: str) -> AsyncIterator[GrowingLog]:
+        path = log_file(self._desk.settings, job.id, number, node)
+        has_file = job.spec.backend == "local" or (_has_ended(job, number) and path.exists())
+        key = self._named(job.id, number, node, name) if name else None
+        if key is None:
+            whole = self._logs.get((job.id, number, node, None))
+            begins = None if has_file or (whole is not None and whole.settled) else tail
+            key = (job.id, number, node, begins)
         log = self._logs.get(key)
+        if log is not None and _has_failed(log):
+            self._let_go(key)
+            log = None
         if log is None:
             log = self._logs[key] = GrowingLog(self._pool)
-            self._begin(log, job, number, node)
+            if has_file:
+                log.watch(path, lambda: _has_ended(self._desk.get(job.id), number))
+            else:
+                self._pump(log, key)
+        if timer := self._lingering.pop(key, None):
+            timer.cancel()
         log.users += 1
         try:
             yield log
         finally:
             log.users -= 1
             if not log.users:
-                self._logs.pop(key, None)
-                log.close()
+                self._leave(key, log)
 
-    def _begin(self, log: GrowingLog, job: Job, number: int, node: int) -> None:
-        path = log_file(self._desk.settings, job.id, number, node)
-        if job.spec.backend == "local" or (_has_ended(job, number) and path.exists()):
-            log.watch(path, lambda: _has_ended(self._desk.get(job.id), number))
-        else:
-            kept = sum(log.spool_bytes >= self.spool_bytes for log in self._logs.values())
-            size = self.spool_bytes if kept < _LARGE_SPOOLS else self.spool_bytes // _SMALLER
-            log.pump(lambda more: self._desk.logs(job.id, attempt=number, node=node, follow=more), size)
+    def _pump(self, log: GrowingLog, key: _Key) -> None:
+        job_id, number, node, tail = key
+        kept = sum(log.spool_bytes >= self.spool_bytes for log in self._logs.values())
+        size = self.spool_bytes if kept < _LARGE_SPOOLS else self.spool_bytes // _SMALLER
+        more = None if tail is None else tail + _SLACK_LINES
+        log.name = "" if tail is None else secrets.token_hex(4)
+        log.pump(lambda go_on: self._desk.logs(job_id, attempt=number, node=node, tail=more, follow=go_on), size)
+
+    def _named(self, job_id: str, number: int, node: int, name: str) -> _Key | None:
+        """Where the log of this name is, if it is still open and can be gone on with."""
+        logs = ((key, log) for key, log in self._logs.items() if key[:3] == (job_id, number, node))
+        return next((key for key, log in logs if log.name == name and not _has_failed(log)), None)
+
+    def _leave(self, key: _Key, log: GrowingLog) -> None:
+        if not log.name or log.problem or self._closed:
+            self._let_go(key)
+            return
+        self._lingering[key] = asyncio.get_running_loop().call_later(LINGER_S, self._let_go, key)
+        if len(self._lingering) > _MOST_LINGERING:
+            self._let_go(next(iter(self._lingering)))
+
+    def _let_go(self, key: _Key) -> None:
+        if timer := self._lingering.pop(key, None):
+            timer.cancel()
+        if log := self._logs.pop(key, None):
+            log.close()
 
     async def _run(self, ask: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, ask)
 
     @staticmethod
-    def place(last_id: str, attempt: int | None) -> tuple[int | None, int | None]:
-        """(attempt, offset) to go on from; raises ConfigError for what is no event's id."""
+    def place(last_id: str, attempt: int | None) -> tuple[int | None, int | None, str]:
+        """(attempt, offset, name) to go on from; raises ConfigError for what is no event's id."""
         if not last_id:
-            return attempt, None
-        number, colon, offset = last_id.rpartition(":")
-        if not offset.isdecimal() or (colon and not number.isdecimal()) or len(last_id) > 40:
+            return attempt, None, ""
+        found = _ID.fullmatch(last_id)
+        if found is None:
             raise ConfigError(f"Last-Event-ID: {last_id[:80]!r} is no event of a log, as 1:5000 or 5000")
-        if attempt is None and colon:
-            return int(number), int(offset)
-        return attempt, int(offset)
+        number, offset, name = found.groups()
+        if attempt is None and number:
+            attempt = int(number)
+        return attempt, int(offset), name or ""
 
 
 def log_file(settings: ServiceSettings, job_id: str, attempt: int, node: int) -> Path:
     """Where what a node has written lies, if its backend writes it there."""
     return orders.attempt_folder(settings, job_id, attempt) / f"log-node{node}.txt"
+
+
+def _has_failed(log: GrowingLog) -> bool:
+    """While nobody followed: whoever comes next has another try."""
+    return bool(log.problem) and not log.users
 
 
 def _has_ended(job: Job, number: int) -> bool:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,8 @@ from service.jobs import log_file
 
 # Seconds between two looks at a file.
 POLL_S = 0.25
+# A tail whose job is never silent begins with what has come in so many seconds.
+SETTLES_S = 2.0
 # Of one event at most; a longer line is told in pieces.
 PIECE_BYTES = 64 * 1024
 # Pieces that several followers share: those who keep up all want the same ones.
@@ -32,6 +36,7 @@ class GrowingLog:
         done: nothing will be added any more.
         problem: why it ended early; "" if it did not.
         users: followers that have it open.
+        name: of one that does not begin with the log's first byte, so that offsets in it are told from others.
     """
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
@@ -40,6 +45,7 @@ class GrowingLog:
         self.done = False
         self.problem = ""
         self.users = 0
+        self.name = ""
         self.spool_bytes = 0
         self.more = asyncio.Event()
         self._written = 0
@@ -60,7 +66,7 @@ class GrowingLog:
         """Follow what no file holds, through a file of our own that nobody else sees: a ring of its last bytes.
 
         Args:
-            pieces: given what says whether to go on, the bytes from the start; b"" where there are none just now.
+            pieces: given what says whether to go on, the bytes in their order; b"" where there are none just now.
             spool_bytes: how many of them are kept.
         """
         self.spool_bytes = spool_bytes
@@ -137,13 +143,16 @@ class GrowingLog:
             return ended, 0 if self._file is None else os.fstat(self._file).st_size
 
     def _pump(self, pieces: Callable[..., Iterator[bytes]]) -> None:
-        problem = ""
+        problem, latest_s = "", math.inf
         try:
             for piece in pieces(lambda: not self._stopped.is_set()):
                 if self._stopped.is_set():
                     return
                 self._keep(piece)
-                self._tell(self._written, settled=not piece)
+                now_s = time.monotonic()
+                # One that has all lines may have a long way to its last ones: a tail is asked for beside it until then.
+                latest_s = min(latest_s, now_s + SETTLES_S) if self.name else latest_s
+                self._tell(self._written, settled=not piece or now_s > latest_s)
         except (LorotError, OSError) as error:
             problem = str(error)
         self._tell(self._written, settled=True, done=True, problem=problem)

@@ -23,6 +23,8 @@ from service.errors import LorotError
 
 # Asked by probes, which know neither a name nor a token, and must not be turned away for asking often.
 PROBES = ("/healthz", "/readyz")
+# Asked by the console's form at every pause of somebody who types: counted apart, lest they be turned away elsewhere.
+LOOKS = ("/submit/look",)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 _NAMES = ("localhost", "127.0.0.1", "::1")
@@ -51,7 +53,8 @@ class Guard:
         self._audit = audit
         self._meters = meters
         limits = access.settings.limits
-        self._buckets = Buckets(limits.requests_per_minute)
+        self._asked = Buckets(limits.requests_per_minute), limits.requests_per_minute
+        self._looked = Buckets(limits.looks_per_minute), limits.looks_per_minute
         self._body_bytes = limits.body_bytes
         own = access.host.strip("[]").lower()
         self._hosts = {*_NAMES, own, *(host.lower() for host in access.settings.hosts)}
@@ -97,8 +100,8 @@ class Guard:
         request = HTTPConnection(scope)
         if scope["path"] not in PROBES:
             self._check_host(request.headers.get("host", ""))
-            if wait := self._buckets.take(self._access.client_of(request)):
-                most = self._access.settings.limits.requests_per_minute
+            buckets, most = self._looked if scope["path"] in LOOKS else self._asked
+            if wait := buckets.take(self._access.client_of(request)):
                 raise TooManyRequestsError(f"more than {most} requests a minute; wait {wait:.1f} s", wait)
         length = request.headers.get("content-length")
         if length is None and "transfer-encoding" not in request.headers:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, BinaryIO, Literal, get_args
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api import intake, shapes
+from service.api import intake, ranges, shapes
 from service.api.access import Identity, needs
 from service.api.documents import faults
 from service.api.faults import ForbiddenError
@@ -38,6 +38,11 @@ _TYPES = {
     ".jsonl": "text/plain; charset=utf-8",
     ".txt": "text/plain; charset=utf-8",
 }
+_OF_FILES = {
+    "ETag": {"description": "another one once the file has changed", "schema": {"type": "string"}},
+    "Accept-Ranges": {"description": "bytes", "schema": {"type": "string"}},
+}
+_OF_PARTS = {"Content-Range": {"description": "bytes FIRST-LAST/LENGTH", "schema": {"type": "string"}}}
 Reader = Annotated[Identity, Depends(needs("read"))]
 Submitter = Annotated[Identity, Depends(needs("submit"))]
 
@@ -93,8 +98,7 @@ def page(
 ) -> dict[str, Any]:
     """Everybody with the scope read sees all jobs. The questions narrow each other down."""
     wanted: dict[str, Any] = {"state": state, "kind": kind, "backend": backend, "owner": owner, "name": name}
-    found = desk_of(request).page(**wanted, limit=limit, cursor=cursor)
-    return {"jobs": [shapes.job(job) for job in found.jobs], "next": found.next, "total": found.total}
+    return shapes.page(desk_of(request).page(**wanted, limit=limit, cursor=cursor))
 
 
 # Before the routes with an id, which would take "compare" for one.
@@ -110,7 +114,9 @@ async def compare(
     who: Reader,
     id: Annotated[list[str], Query(min_length=2, max_length=20, description="of a job; given two times or more")],
 ) -> dict[str, Any]:
-    """The settings in which they differ, and the last metrics of each."""
+    """`jobs` and `names`, and by key and name a value for each of them: `settings` in which they differ, `metrics` (the
+    last values), and `best` (of those metrics of which it is known which way is better).
+    """
     compared: dict[str, Any] = await reading(request, lambda: shapes.finite(desk_of(request).compare(id)))
     return compared
 
@@ -163,16 +169,43 @@ def files(request: Request, who: Reader, job_id: JobId) -> dict[str, Any]:
     operation_id="readFile",
     summary="Read one of a job's files",
     response_class=StreamingResponse,
-    responses={200: {"content": {"*/*": {}}, "description": "The file."}, **faults(404)},
+    responses={
+        200: {"content": {"*/*": {}}, "description": "The file.", "headers": _OF_FILES},
+        206: {"content": {"*/*": {}}, "description": "The part.", "headers": _OF_FILES | _OF_PARTS},
+        **faults(404, 416),
+    },
 )
-def file(request: Request, who: Reader, job_id: JobId, name: Annotated[str, Path(max_length=300)]) -> StreamingResponse:
-    """The file as it is. A browser that shows it runs nothing of it."""
+def file(
+    request: Request,
+    who: Reader,
+    job_id: JobId,
+    name: Annotated[str, Path(max_length=300)],
+    part: Annotated[
+        str | None,
+        Header(alias="Range", description="one, as bytes=0-999, bytes=1000- or bytes=-1000; other than that: the file"),
+    ] = None,
+    only_if: Annotated[
+        str | None, Header(alias="If-Range", description="the ETag of a part that is there already; else the whole")
+    ] = None,
+) -> StreamingResponse:
+    """The file as it is, or a part of it. A browser that shows it runs nothing of it."""
     desk = desk_of(request)
     content = desk.open_file(desk.get(job_id).id, name)
-    size = os.fstat(content.fileno()).st_size
+    try:
+        state = os.fstat(content.fileno())
+        entity = ranges.tag(state)
+        found = ranges.wanted(part, only_if, state.st_size, entity)
+    except BaseException:
+        content.close()
+        raise
+    start, end = found or (0, state.st_size)
     media = _TYPES.get(FilePath(name).suffix, "application/octet-stream")
-    headers = {"content-security-policy": _FILE_POLICY, "content-length": str(size)}
-    return StreamingResponse(_pieces(content, size), media_type=media, headers=headers)
+    headers = {"content-security-policy": _FILE_POLICY, "content-length": str(end - start)}
+    headers |= {"accept-ranges": "bytes", "etag": entity}
+    if found:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{state.st_size}"
+    pieces = _pieces(content, start, end - start)
+    return StreamingResponse(pieces, 206 if found else 200, media_type=media, headers=headers)
 
 
 @router.post(
@@ -225,9 +258,10 @@ async def _change(
     return shapes.job(await changing(request, lambda: change(job.id)))
 
 
-def _pieces(content: BinaryIO, size: int) -> Iterator[bytes]:
+def _pieces(content: BinaryIO, start: int, size: int) -> Iterator[bytes]:
     """The bytes that were announced: what a job adds meanwhile is left out."""
     with content:
+        content.seek(start)
         while size > 0 and (piece := content.read(min(_PIECE_BYTES, size))):
             size -= len(piece)
             yield piece

@@ -41,11 +41,18 @@ class Meters:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
+        self.rounds = Histogram(
+            "lorot_controller_round_seconds",
+            "How long a round of the controller takes.",
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
         self.streams = 0
         self._failed: set[str] = set()
         ProcessCollector(registry=self.registry)
         self.registry.register(_Standing(self, desk, controller))
         controller.on_change.append(self.changed)
+        controller.on_round.append(self.rounds.observe)
 
     def request(self, method: str, route: str, status: int, took_s: float) -> None:
         """Note an answer. Whatever a client writes as its method or path makes no series of its own."""
@@ -82,12 +89,16 @@ class _Standing(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
+        is_partial = self._desk.record.is_partial
         jobs = self._desk.record.jobs()
         states = Counts(job.state for job in jobs)
         by_state = GaugeMetricFamily("lorot_jobs", "Jobs in the record, by state.", labels=("state",))
         for state in get_args(State):
             by_state.add_metric((state,), states[state])
         yield by_state
+        yield GaugeMetricFamily(
+            "lorot_jobs_partial", "Whether jobs that have ended are still being read, 0 or 1.", value=is_partial
+        )
         yield GaugeMetricFamily("lorot_queue_length", "Jobs that wait for their start.", value=states["queued"])
         yield GaugeMetricFamily(
             "lorot_running",

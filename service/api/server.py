@@ -1,6 +1,7 @@
 """`lorot serve`: one process with the record, the controller, the API and the console, and its orderly end."""
 
 import contextlib
+import gc
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -67,7 +68,9 @@ def serve(
         if mount is not None:
             mount(app)
         structured_log.start()
+        controller.on_read.append(_set_aside)
         controller.start()
+        _set_aside()
         try:
             url = _url(host, listening.getsockname()[1])
             with server_note.kept(settings, url):
@@ -75,6 +78,12 @@ def serve(
                 _server(app, settings).run(sockets=[listening])
         finally:
             controller.stop()
+
+
+def _set_aside() -> None:
+    """What there is now stays: the collector would go through it again and again while answers wait."""
+    gc.collect()
+    gc.freeze()
 
 
 def _server(app: FastAPI, settings: ServiceSettings) -> _Server:

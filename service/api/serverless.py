@@ -4,7 +4,7 @@ What `service.client.Client` does over HTTP, with the same answers. Imports no w
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from service.api import server_note, shapes
@@ -53,15 +53,20 @@ class Serverless:
         return shapes.job(self._desk.get(job.id)), is_new
 
     def page(self, cursor: str | None = None, **questions: Any) -> dict[str, Any]:
-        """{"jobs", "next", "total"}."""
-        found = self._desk.page(cursor=cursor, **questions)
-        return {"jobs": [shapes.job(job) for job in found.jobs], "next": found.next, "total": found.total}
+        """{"jobs", "next", "total", "partial"}; `shapes.PageShape` says what each one is."""
+        return shapes.page(self._desk.page(cursor=cursor, **questions))
 
     def job(self, job_id: str) -> dict[str, Any]:
         """A job and its progress."""
         self._move_on()
         job = self._desk.get(job_id)
         return shapes.job(job, self._desk.progress(job.id))
+
+    def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
+        """{"jobs", "names", "settings", "metrics", "best"}, with a value for each job."""
+        self._move_on()
+        found: dict[str, Any] = shapes.finite(self._desk.compare(job_ids))
+        return found
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Ask a job to stop; it is asked now."""

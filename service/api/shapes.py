@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.config_fields import Section
+from service.jobs.desk import Page
 from service.jobs.job import Attempt, Job
 from service.jobs.spec import JobSpec
 from service.registry import Row
@@ -112,6 +113,9 @@ class PageShape(BaseModel):
     jobs: list[JobShape]
     next: str | None = Field(description="give it as `cursor` to have the next page; null on the last one")
     total: int = Field(description="jobs that fit the question, on all pages")
+    partial: bool = Field(
+        description="the service has just been started and still reads jobs that have ended: later there are more"
+    )
 
 
 class CheckShape(BaseModel):
@@ -213,6 +217,12 @@ def job(job: Job, progress: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "spec": job.spec.model_dump(mode="json"),
         "progress": None if progress is None else finite(dict(progress)),
     }
+
+
+def page(found: Page) -> dict[str, Any]:
+    """Jobs of a list as JSON values."""
+    jobs = [job(one) for one in found.jobs]
+    return {"jobs": jobs, "next": found.next, "total": found.total, "partial": found.is_partial}
 
 
 def brief(job: Job) -> dict[str, Any]:

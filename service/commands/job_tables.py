@@ -20,10 +20,13 @@ _STYLES = {
 }
 
 
-def show_list(jobs: Sequence[Mapping[str, Any]], total: int, console: Console) -> None:
-    """Print jobs, one a line."""
-    if not jobs:
+def show_list(jobs: Sequence[Mapping[str, Any]], total: int, console: Console, *, is_partial: bool = False) -> None:
+    """Print jobs, one a line, and whether there will be more when the service has read them."""
+    if is_partial:
+        console.print("the service has just been started and still reads jobs that have ended", highlight=False)
+    elif not jobs:
         console.print("no such jobs; `lorot submit CONFIG` hands one in")
+    if not jobs:
         return
     table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
     for heading in ("id", "name", "kind", "on", "state"):
@@ -54,6 +57,25 @@ def show_one(job: Mapping[str, Any], console: Console) -> None:
     style = _STYLES.get(state, "default")
     console.print(f"{_safe(job['name'])} [{style}]{state}[/]", style="bold", highlight=False)
     console.print(table, highlight=False)
+
+
+def show_compared(found: Mapping[str, Any], console: Console) -> None:
+    """Print jobs side by side, a column for each."""
+    for title, rows, best in (
+        ("settings that differ", found["settings"], {}),
+        ("metrics, last (best)", found["metrics"], found["best"]),
+    ):
+        table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
+        table.add_column(title, overflow="fold")
+        for job_id, name in zip(found["jobs"], found["names"], strict=True):
+            table.add_column(f"{job_id[:SHORT]}\n{_safe(name)}", overflow="fold")
+        for key, values in rows.items():
+            bests = best.get(key, [None] * len(values))
+            table.add_row(_safe(key), *(_compared(pair) for pair in zip(values, bests, strict=True)))
+        if rows:
+            console.print(table, highlight=False)
+        else:
+            console.print(f"{title}: none", highlight=False)
 
 
 def submitted(job: Mapping[str, Any], is_new: bool) -> str:
@@ -124,6 +146,11 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
     if attempt["reason"]:
         parts.append(attempt["reason"])
     return ", ".join(parts)
+
+
+def _compared(pair: tuple[Any, Any]) -> str:
+    shown = ["" if one is None else f"{one:.4g}" if isinstance(one, float) else str(one) for one in pair]
+    return _safe(f"{shown[0]} ({shown[1]})" if shown[1] else shown[0])
 
 
 def _when(seconds: float) -> str:

@@ -168,7 +168,10 @@ def submit(
 
 
 def jobs(
-    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this one.", show_default=False)] = None,
+    job_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Show this one; of several, what differs.", show_default=False),
+    ] = None,
     state: Annotated[
         str | None, typer.Option(help="queued, starting, running, stopping, finished, failed, killed.")
     ] = None,
@@ -182,9 +185,17 @@ def jobs(
     token_file: TokenFile = None,
     settings: Settings = None,
 ) -> None:
-    """List jobs, the newest first, or show one."""
-    if job_id is not None:
-        job(job_id, as_json, server, token_file, settings)
+    """List jobs, the newest first; show one; or compare several: settings that differ, and their metrics."""
+    if job_ids and len(job_ids) == 1:
+        job(job_ids[0], as_json, server, token_file, settings)
+        return
+    if job_ids:
+        with service(server, token_file, settings) as desk:
+            compared = desk.compare(job_ids)
+        if as_json:
+            typer.echo(json.dumps(compared, indent=1))
+        else:
+            job_tables.show_compared(compared, Console())
         return
     from service.commands import submitting
 
@@ -198,9 +209,9 @@ def jobs(
             page = desk.page(cursor=page["next"], **asked, limit=min(limit - len(found), 200))
             found += page["jobs"]
     if as_json:
-        typer.echo(json.dumps({"jobs": found, "next": page["next"], "total": page["total"]}, indent=1))
+        typer.echo(json.dumps(page | {"jobs": found}, indent=1))
     else:
-        job_tables.show_list(found, page["total"], Console())
+        job_tables.show_list(found, page["total"], Console(), is_partial=bool(page.get("partial")))
 
 
 def job(

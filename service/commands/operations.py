@@ -1,6 +1,8 @@
 """`lorot backup`, `lorot restore` and `lorot gc`: what an operator of the job service does now and then."""
 
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +36,8 @@ def backup(
         str | None, typer.Option(help="Tracking database; needed if the service speaks to a tracking server.")
     ] = None,
     artifacts: Annotated[
-        Path | None, typer.Option(help="Folder of the tracking server's artifacts, its --artifacts-destination.")
+        str | None,
+        typer.Option(help="The tracking server's --artifacts-destination: a folder, or s3://BUCKET/FOLDER."),
     ] = None,
     without_artifacts: Annotated[
         bool, typer.Option("--without-artifacts", help="Leave artifacts and registered models out.")
@@ -52,6 +55,7 @@ def backup(
 
     if without_artifacts and artifacts is not None:
         raise typer.BadParameter("cannot be left out and named at once", param_hint="--artifacts")
+    _heed_sigterm()
     back_up(
         settings_file.load(settings, overrides or ()),
         target,
@@ -69,6 +73,10 @@ def restore(
     database: Annotated[
         str | None, typer.Option(help="Empty PostgreSQL database, if the backup is of one: postgresql://HOST/NAME.")
     ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(help="Where the tracking server's artifacts go: s3://BUCKET/FOLDER, empty; default: FOLDER."),
+    ] = None,
 ) -> None:
     """Check an archive of `lorot backup` and put it into a folder, from which the service is started then.
 
@@ -76,7 +84,8 @@ def restore(
     """
     from service.operations import restore as restoring
 
-    done = restoring.restore(source, folder, database_uri=database, say=typer.echo)
+    _heed_sigterm()
+    done = restoring.restore(source, folder, database_uri=database, artifacts=artifacts, say=typer.echo)
     typer.echo(f"{folder}: {done.num_files} files, {done.num_bytes / 1e6:.1f} MB, all as they were written")
     if done.server_artifacts is not None:
         typer.echo(
@@ -130,6 +139,12 @@ def gc(
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(7)
+
+
+def _heed_sigterm() -> None:
+    """Let SIGTERM end this as an exception does, so that nothing half-made is left."""
+    # The first process of a container would not even hear it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 
 
 def _show(item: "Item") -> None:

@@ -8,10 +8,9 @@ from urllib.parse import urlencode
 
 import yaml
 from fastapi import APIRouter, Query, Request, Response
-from markupsafe import Markup
 
 from pipelines import pretext
-from service import figures, report, store
+from service import curves, store
 from service.api.access import Identity
 from service.api.faults import ForbiddenError
 from service.api.questions import Questions, changing, reading
@@ -19,7 +18,6 @@ from service.console import cost, words
 from service.console.entrance import PageRoute, Reader, Submitter, see
 from service.console.rendering import page
 from service.errors import LorotError, UnknownJobError
-from service.figures import Series
 from service.jobs.desk import Desk
 from service.jobs.job import TRANSITIONS, Job
 from service.jobs.spec import KINDS
@@ -86,6 +84,7 @@ def jobs(
         is_filtered=is_filtered,
         rows=rows,
         total=found.total,
+        is_partial=found.is_partial,
         newer=f"{root}/?{urlencode(own)}" if cursor else "",
         older=f"{root}/?{urlencode(own | {'cursor': found.next})}" if found.next else "",
     )
@@ -110,7 +109,7 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         return see(request, f"/jobs/{found.id}")
     now_s = time.time()
     progress = _progress(desk, found)
-    history = _history(request, desk, found)
+    history = history_of(request, desk, found)
     queue = desk.queue() if found.state == "queued" else {}
     shown_attempt = attempt or (found.attempt.number if found.attempt else None)
     files = _files(desk, found)
@@ -133,7 +132,7 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         latest=_latest(history),
         registered=request.app.state.shelf.made_by(found.id) if found.attempts else [],
         actions=[(name, *_ACTIONS[name]) for name in _allowed(found, identity)],
-        charts=charts(history, found.spec.config),
+        charts=curves.of_run(history, _num_pretext(found.spec.config), speed=True),
         attempts=found.attempts,
         nodes=found.spec.most_nodes,
         log_node=node,
@@ -166,13 +165,15 @@ async def act(request: Request, identity: Submitter, job_id: str, action: str) -
     return see(request, f"/jobs/{found.id}")
 
 
-def charts(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(title, chart) of what a job has recorded so far."""
-    speed = [(row["step"], row["train/images_per_s"]) for row in history if "train/images_per_s" in row]
-    drawn = report.curves(history, _num_pretext(config))
-    if chart := figures.line_chart("Speed", [Series("images/s", speed)], "optimizer step"):
-        drawn.append(("Speed", chart))
-    return drawn
+def history_of(request: Request, desk: Desk, found: Job) -> list[dict[str, float]]:
+    """What a job has measured; nothing where MLflow does not say."""
+    if not found.attempts:
+        return []
+    try:
+        questions: Questions = request.app.state.questions
+        return questions.history(desk, found.id)
+    except LorotError:
+        return []
 
 
 def run_link(desk: Desk, experiment_id: str, run_id: str) -> str:
@@ -215,16 +216,6 @@ def _ended(found: Job) -> dict[str, Any]:
     """What a list says of a job that has ended."""
     took = cost.seconds(found, found.ended_s)
     return {"took_s": took} if found.has_ended and took else {}
-
-
-def _history(request: Request, desk: Desk, found: Job) -> list[dict[str, float]]:
-    if not found.attempts:
-        return []
-    try:
-        questions: Questions = request.app.state.questions
-        return questions.history(desk, found.id)
-    except LorotError:
-        return []
 
 
 def _latest(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
@@ -291,4 +282,4 @@ def _amounts(queue: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-__all__ = ["LOG_LINES", "charts", "router", "run_link"]
+__all__ = ["LOG_LINES", "history_of", "router", "run_link"]

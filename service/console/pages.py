@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from service.console import entrance, job_pages, model_pages, submit_pages
+from service.console import compare_pages, entrance, job_pages, model_pages, submit_pages
 from service.console.amounts import Estimator
 from service.console.models import Shelf
 from service.console.rendering import STATIC
@@ -16,7 +16,7 @@ def mount(app: FastAPI) -> None:
     app.state.shelf = Shelf(desk.record.uri, app.state.questions)
     app.state.estimator = Estimator(desk.record.uri)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    for part in (entrance, job_pages, model_pages, submit_pages):
+    for part in (entrance, job_pages, compare_pages, model_pages, submit_pages):
         app.include_router(part.router)
 
 

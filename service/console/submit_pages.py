@@ -37,17 +37,33 @@ def blank(request: Request, identity: Composer, like: str = "") -> Response:
     return _show(request, identity, values, _fresh_key(), notice=notice)
 
 
-@router.post("/submit")
-async def sent(request: Request, identity: Submitter, form: Form) -> Response:
-    """Look at the form (`action`: validate, or check with what it amounts to), or hand it in (submit)."""
+@router.post("/submit/look")
+async def looked_at(request: Request, identity: Submitter, form: Form) -> Response:
+    """Look at the form while somebody fills it in; `action`: validate, or check with what it amounts to.
+
+    Nothing is handed in here, so it is not for the audit log, and has a rate limit of its own.
+    """
+    request.state.is_question = True
     desk: Desk = request.app.state.desk
     values = submission.fields_of(form, desk.settings)
-    key = form.get("key", "") or _fresh_key()
-    action, wait_s = form.get("action", "submit"), 0.0
-    request.state.action = f"form: {action}"[:40]
+    checked = await reading(request, lambda: submission.check(values, desk))
+    amounts = await _amounts(request, checked, is_asked=form.get("action") == "check")
+    # What somebody types is wrong most of the time, and no error.
+    return _show(request, identity, values, form.get("key", "") or _fresh_key(), checked, amounts, was_checked=True)
+
+
+@router.post("/submit")
+async def sent(request: Request, identity: Submitter, form: Form) -> Response:
+    """Hand the form in, or look at it where there is no script (`action`: check)."""
+    if form.get("action", "submit") != "submit":
+        return await looked_at(request, identity, form)
+    desk: Desk = request.app.state.desk
+    values = submission.fields_of(form, desk.settings)
+    key, wait_s = form.get("key", "") or _fresh_key(), 0.0
+    request.state.action = "form: submit"
     checked = await reading(request, lambda: submission.check(values, desk))
     spec = checked.spec
-    if action == "submit" and spec is not None:
+    if spec is not None:
         try:
             job, _ = await changing(request, lambda: take_in(request, spec, identity, key))
         except StateError:
@@ -60,9 +76,8 @@ async def sent(request: Request, identity: Submitter, form: Form) -> Response:
             checked = replace(checked, problems=(submission.Problem("", str(error)),))
         else:
             return see(request, f"/jobs/{job.id}")
-    amounts = await _amounts(request, checked, is_asked=action == "check")
-    # What somebody types is wrong most of the time; only a form that was meant to be handed in is an error.
-    status = 429 if wait_s else 400 if action == "submit" else 200
+    amounts = await _amounts(request, checked, is_asked=False)
+    status = 429 if wait_s else 400
     shown = _show(request, identity, values, key, checked, amounts, status=status, was_checked=True)
     if wait_s:
         shown.headers["Retry-After"] = str(round(wait_s))

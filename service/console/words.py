@@ -119,6 +119,13 @@ def metric(name: str, value: float) -> str:
     return f"{value:.1%}" if is_share and -1.0 <= value <= 1.0 else number(value)
 
 
+def setting(value: Any) -> str:
+    """A configuration's value as YAML has it; empty for none."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _key(key: str) -> str:
     return key.replace("_", " ")
 

@@ -94,7 +94,7 @@ def _looks_like_path(value: str) -> bool:
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is no mapping and no list; keys of mappings count as values as well."""
+    """(dotted key, value) of everything that is no mapping and no list; what a list holds has the list's key."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -65,7 +65,7 @@ class Attempts:
     def begin(self, job_id: str, gpus: tuple[int, ...] = ()) -> None:
         """Take a job from the queue: a new attempt, with these GPUs of this machine."""
         job = self._record.get(job_id)
-        if job.state != "queued":
+        if job.state != "queued" or (not job.attempts and not self._record.is_sole(job_id)):
             return
         try:
             self._desk.backend(job.spec.backend)

@@ -43,13 +43,17 @@ class Controller:
 
     Attributes:
         last_round_s: when the last round ended, seconds since the epoch; 0: none has.
+        on_round: called with how long it took, seconds, after every round.
         problems: "mlflow", "storage", a backend's name or "service": what is wrong there now. One job that is refused
             where others are served is none.
+        on_read: called once all of the record is read.
         on_change: called with the job after every change of one, on any thread; a slow one holds the service up.
     """
 
     def __init__(self, desk: Desk) -> None:
         self.last_round_s = 0.0
+        self.on_round: list[Callable[[float], None]] = []
+        self.on_read: list[Callable[[], None]] = []
         self.problems: dict[str, str] = {}
         self.on_change: list[Callable[[Job], None]] = desk.record.listeners
         self._desk = desk
@@ -68,21 +72,27 @@ class Controller:
         self._stopping = threading.Event()
         self._stepping = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._reader: threading.Thread | None = None
 
     @property
     def is_well(self) -> bool:
-        """Whether jobs are moved on: the record is loaded and answers, and the loop turns."""
+        """Whether jobs are moved on: what is open of the record is loaded, it answers, and the loop turns."""
         turns = self._thread is None or self._thread.is_alive()
         return self._is_loaded and turns and not self.problems.keys() & {_MLFLOW, _SERVICE, _STORAGE}
 
     def start(self) -> None:
-        """Take the lock, load the record, see what runs, and begin; where MLflow is away, that comes when it is back.
+        """Take the lock, load what is open of the record, see what runs, and begin; the rest is read meanwhile.
+
+        Where MLflow is away, that comes when it is back.
 
         Raises:
             TakenError: another service works on this record; which.
             StorageError: the state's folder cannot be written.
         """
+        self._record.is_read_beside = True
         self.open()
+        self._reader = threading.Thread(target=self._read_on, name="lorot-record", daemon=True)
+        self._reader.start()
         self._thread = threading.Thread(target=self._work, name="lorot-jobs", daemon=True)
         self._thread.start()
 
@@ -97,8 +107,8 @@ class Controller:
         """End the loop; jobs go on. What is under way is waited for, up to `timeout_s`."""
         self._stopping.set()
         deadline = time.monotonic() + timeout_s
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        for thread in filter(None, (self._thread, self._reader)):
+            thread.join(max(0.0, deadline - time.monotonic()))
         wait(list(self._busy.values()), max(0.0, deadline - time.monotonic()))
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
@@ -112,6 +122,7 @@ class Controller:
     def step(self) -> None:
         """One round: ended -> recorded, cancelled -> stopped, next -> started. Raises nothing."""
         with self._stepping:
+            began = time.monotonic()
             try:
                 if self._is_ready():
                     self._round()
@@ -120,16 +131,35 @@ class Controller:
                 _log.exception("a round failed")
                 self.problems[_SERVICE] = f"unexpected {type(error).__name__}: {error}"
             self.last_round_s = time.time()
+            for told in self.on_round:
+                told(time.monotonic() - began)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             self.step()
             self._stopping.wait(self._desk.settings.poll_s)
 
+    def _read_on(self) -> None:
+        """Read what is left of the record, and leave as much time as that computes to those who ask."""
+        while not self._stopping.is_set():
+            began = time.thread_time()
+            pause_s = _PROBE_S
+            try:
+                if self._is_loaded:
+                    if not self._record.load_more():
+                        for told in self.on_read:
+                            told()
+                        return
+                    pause_s = time.thread_time() - began
+            except Exception as error:
+                self._tell("what is left of the record", error)
+            self._stopping.wait(pause_s)
+
     def _round(self) -> None:
         if _MLFLOW not in self.problems or self._is_well_at(_MLFLOW):
             with self._noting(_MLFLOW):
                 self._record.settle()
+                self._record.sort_out(self._stopping.is_set)
         if _STORAGE in self.problems:
             self._is_well_at(_STORAGE)
         self._probe()
@@ -287,10 +317,10 @@ class Controller:
         self.problems[where] = str(error)
 
     def _is_ready(self) -> bool:
-        """Whether the record is in memory; it is loaded now if it is not."""
+        """Whether what is open of the record is in memory; it is loaded now if it is not."""
         if not self._is_loaded:
             with self._noting(_MLFLOW):
-                self._record.load()
+                self._record.load_open()
                 self._is_loaded = True
         return self._is_loaded
 
@@ -314,8 +344,12 @@ class Controller:
         for attempt, job_id in found.items():
             try:
                 job = self._record.get(job_id)
-            except LorotError:
+            except UnknownJobError:
                 _log.warning("%s: %s belongs to no job of this record and is left alone", name, attempt)
+                continue
+            except TrackingError as error:
+                self._unreconciled.add(name)
+                self._tell(attempt, error)
                 continue
             known = any(one.name == attempt for one in job.attempts)
             is_over = known and (job.has_ended or job.state == "queued" or job.attempt.name != attempt)  # type: ignore[union-attr]

@@ -39,11 +39,13 @@ class Page:
     Attributes:
         next: cursor of the page after this one; None: this is the last.
         total: how many jobs there are on all pages.
+        is_partial: jobs that have ended are still being read; there will be more.
     """
 
     jobs: tuple[Job, ...]
     next: str | None
     total: int
+    is_partial: bool
 
 
 class Desk:
@@ -138,6 +140,8 @@ class Desk:
         """
         if not 1 <= limit <= _MOST_OF_A_PAGE:
             raise ConfigError(f"limit: {limit} is none from 1 to {_MOST_OF_A_PAGE}")
+        # Before the look: it is not said of less than all that it is all.
+        is_partial = self.record.is_partial
         found = self.record.jobs()
         # One pass for each of what is given: mostly nothing or one thing is.
         if state is not None:
@@ -156,7 +160,7 @@ class Desk:
             start = bisect_right(found, _place(cursor), key=lambda job: (-job.submitted_s, _last(job.id)))
         part = found[start : start + limit]
         more = start + limit < len(found)
-        return Page(tuple(part), _cursor(part[-1]) if more else None, len(found))
+        return Page(tuple(part), _cursor(part[-1]) if more else None, len(found), is_partial)
 
     def get(self, job_id: str) -> Job:
         """The job of this id, or of an id that begins so; raises UnknownJobError if that is none or several."""
@@ -263,10 +267,11 @@ class Desk:
         return shown.opened(orders.folder_of(self.settings, self.get(job_id).id), name)
 
     def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
-        """Jobs side by side: the settings that differ, and the last value of each metric.
+        """Jobs side by side: the settings that differ, and the last and best value of each metric.
 
         Returns:
-            {"jobs": [ids], "settings": {key: [value of each]}, "metrics": {name: [value of each, or None]}}
+            {"jobs": [ids], "names": [of each], "settings": {key: [value of each]}, "metrics": {name: [last value of
+            each, or None]}, "best": the same of those metrics of which it is known which way is better}
         """
         jobs = [self.get(job_id) for job_id in job_ids]
         return shown.compare(jobs, [self.metrics(job.id) for job in jobs])

@@ -92,6 +92,11 @@ def everything(job: Job, written: Iterable[str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if not key.startswith(_SPEC)}
 
 
+def rank(tags: Mapping[str, str]) -> tuple[bool, bool]:
+    """(the job was started, whoever asked for it was told of it), by which twins are sorted out."""
+    return _joined(_ATTEMPTS, tags) not in ("", "[]"), bool(tags.get(TOLD))
+
+
 def run_key(owner: str, key: str) -> str:
     """What `lorot.key` holds for a client's key; no two (owner, key) have the same.
 

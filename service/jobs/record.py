@@ -2,12 +2,14 @@
 
 Every change is written to MLflow first; memory follows when that has it. So whatever becomes of this process, the next
 one finds what was true. The run's tags decide; its status, which the workers set too, is put right after them.
+
+Reading thousands of runs takes minutes. The jobs that have not ended are read first, which is all that moving jobs on
+needs; the others follow, and until then one that is asked for by its id is read by itself.
 """
 
 import contextlib
-import fcntl
 import logging
-import os
+import re
 import threading
 import time
 from bisect import insort
@@ -17,27 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from service import run_creation, store
-from service.errors import StateError, StorageError, TrackingError, UnknownJobError
-from service.jobs import job_tags, orders
+from service.errors import StateError, TrackingError, UnknownJobError
+from service.jobs import creation, job_tags, orders, runs
 from service.jobs.job import STATUS, TRANSITIONS, Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
+from service.jobs.twins import Twins
 
 _log = logging.getLogger(__name__)
 
-# Runs come whole, with all their parameters and metrics: few at once, or they take more memory than all jobs do.
-_PAGE = 100
 _NUM_LOCKS = 64
+_ID, _DIGITS = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]+")
 
 
 class Record:
     """The only writer of jobs' tags. Thread-safe.
 
-    What is asked of it before `load` was called loads it first.
+    What was not loaded yet of what it is asked for is loaded first.
 
     Attributes:
         uri: MLflow.
         listeners: called, each with the job, after every change and every new job.
+        is_read_beside: somebody calls `load_more` until all is there, which `jobs` does not wait for, and `sort_out`.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -56,40 +59,119 @@ class Record:
         self._unsure: dict[str, set[str]] = {}
         # Jobs that MLflow has refused something of.
         self._doubted: set[str] = set()
-        self._is_loaded = False
+        self._twins = Twins(self.uri)
+        self.is_read_beside = False
+        self._has_open = self._has_all = False
+        # While ended jobs are read: what is left of them, and a job of each key.
+        self._pages = runs.Pages(self.uri)
+        self._first: dict[str, str] = {}
+        # Whoever has read them before they were forgotten does not bring them back.
+        self._dropped: set[str] = set()
         self._lock = threading.RLock()
         self._loading = threading.Lock()
         self._creating = threading.Lock()
         self._changing = tuple(threading.Lock() for _ in range(_NUM_LOCKS))
 
-    def load(self) -> None:
-        """Fill memory from MLflow, the first time; raises TrackingError."""
+    @property
+    def is_partial(self) -> bool:
+        """Whether `jobs` lacks some that have ended, because they are still being read."""
+        return self.is_read_beside and not self._has_all
+
+    def load_open(self) -> None:
+        """Fill memory with the jobs that have not ended, the first time; raises TrackingError."""
+        if not self._has_open:
+            with self._loading:
+                if not self._has_open:
+                    self._load_open()
+
+    def load_more(self) -> bool:
+        """Read the next ones of all jobs, the newest first; whether there are more. Raises TrackingError."""
+        self.load_open()
         with self._loading:
-            if not self._is_loaded:
-                self._load()
+            if not self._has_all:
+                found = self._pages.read()
+                self._take(found)
+                self._note_twins(found)
+                if not self.is_read_beside:
+                    self.sort_out()
+                if self._pages.is_last:
+                    self._has_all = True
+                    self._first = {}
+            return not self._has_all
+
+    def load(self) -> None:
+        """Fill memory with all jobs, the first time; raises TrackingError."""
+        while self.load_more():
+            pass
 
     def reload(self) -> None:
         """Read again what another process has written; for who changes nothing meanwhile. Raises TrackingError."""
         with self._loading:
-            self._load()
+            self._load_open()
 
-    def _load(self) -> None:
+    def _load_open(self) -> None:
         store.ensure_ready(self.uri)
-        with store.explained(self.uri):
-            found, statuses = self._read()
+        found = runs.open_ones(self.uri)
         with self._lock:
-            self._jobs = found
-            self._order = sorted((job.submitted_s, job.id) for job in found.values())
-            self._newest = None
-            self._open = {job.id for job in found.values() if not job.has_ended}
-            self._keys = {(job.owner, job.key): job.id for job in found.values() if job.key}
-            # Of those that run, their workers have a word in it.
-            self._owed = {
-                job.id
-                for job in found.values()
-                if (job.has_ended or job.state == "queued") and statuses[job.id] != STATUS[job.state]
-            }
-            self._is_loaded = True
+            self._jobs, self._order, self._open, self._keys, self._owed = {}, [], set(), {}, set()
+            self._pages, self._first, self._dropped, self._has_all = runs.Pages(self.uri), {}, set(), False
+            self._take(found)
+            self._note_twins(found)
+            self._has_open = True
+
+    def _take(self, found: list[runs.Found]) -> None:
+        """Have these in memory too. What is there may have been changed since MLflow was asked, and stays."""
+        with self._lock:
+            for one in found:
+                job = one.job
+                if job.id not in self._jobs and job.id not in self._dropped:
+                    self._put(job)
+                    if not one.is_settled:
+                        self._owed.add(job.id)
+
+    def _note_twins(self, found: list[runs.Found]) -> None:
+        for one in found:
+            if self._first.setdefault(one.key, one.job.id) != one.job.id:
+                self._twins.found(one.key)
+
+    def _put(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        self._newest = None
+        insort(self._order, (job.submitted_s, job.id))
+        if not job.has_ended:
+            self._open.add(job.id)
+        if job.key:
+            self._keys.setdefault((job.owner, job.key), job.id)
+
+    def sort_out(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Delete twins that were read, or were made since a creation that was not answered.
+
+        Raises:
+            TrackingError: MLflow does not answer. A key that it refuses is looked at again later.
+        """
+        self._twins.look(self._sorted, self.ask, is_over)
+
+    def is_sole(self, job_id: str) -> bool:
+        """Whether a job that has never begun may begin: it is no twin of another. Raises TrackingError.
+
+        While ended jobs are read or twins expected, this asks MLflow: another one may be the job, this one its twin.
+        """
+        if self._has_all and not self._twins.are_expected:
+            return True
+        with self._doubting(job_id), store.explained(self.uri):
+            key = store.client(self.uri).get_run(job_id).data.tags.get(job_tags.KEY, "")
+        return not run_creation.is_key(key) or self._sorted(key).kept in (None, job_id)
+
+    def _sorted(self, key: str) -> run_creation.Sorted:
+        """Have of the runs of a key the one that stays in memory; its twins are deleted."""
+        found = self._twins.sort_out(key)
+        # Also one that MLflow does not delete: nobody is to wait for it, and it is not to be started.
+        for job_id in found.spare:
+            _log.warning("run %s is job %s once more and is deleted", job_id, found.kept)
+            self.drop(job_id)
+        if found.kept is not None and found.kept not in self._jobs:
+            self._take(runs.one(self.uri, found.kept))
+        return found
 
     def create(self, spec: JobSpec, *, owner: str = "", key: str = "") -> tuple[Job, bool]:
         """A new job, and True; or the one that this owner's key has made before, and False.
@@ -98,48 +180,54 @@ class Record:
             StateError: the key has made a job of another spec.
             TrackingError: the server does not answer; whether there is a job now, asking again with the key will tell.
         """
-        self._ensure_loaded()
+        self.load_open()
         if not key:
-            return self._added(self._make(spec, owner, "")[0]), True
-        with self._lock:
-            known = self._jobs.get(self._keys.get((owner, key), ""))
-        if known is not None:
-            return _same(known, spec), False
+            return self._make(spec, owner, "")
+        if known := self._known(owner, key):
+            return creation.same(known, spec), False
         # Two requests at once, be they another process's, are one after the other.
-        with self._creating, self._creating_elsewhere():
-            with self._lock:
-                known = self._jobs.get(self._keys.get((owner, key), ""))
-            if known is not None:
-                return _same(known, spec), False
-            made, is_new = self._make(spec, owner, key)
-            return (self._added(made), True) if is_new else (_same(self._added(made), spec), False)
+        with self._creating, creation.turn(self._settings):
+            if known := self._known(owner, key):
+                return creation.same(known, spec), False
+            job, is_new = self._make(spec, owner, key)
+            return (job if is_new else creation.same(job, spec)), is_new
 
     def get(self, job_id: str) -> Job:
-        """The job of this id; raises UnknownJobError."""
-        self._ensure_loaded()
+        """The job of this id; raises UnknownJobError, and TrackingError where it has to be read first."""
+        self.load_open()
+        # Before the look: what comes between the two is found.
+        is_read = self._has_all
         with self._lock:
             job = self._jobs.get(job_id)
+        if job is None and not is_read and _ID.fullmatch(job_id):
+            self._take(runs.one(self.uri, job_id))
+            with self._lock:
+                job = self._jobs.get(job_id)
         if job is None:
             raise UnknownJobError(f"there is no job {job_id!r}; `lorot jobs` lists them")
         return job
 
     def jobs(self) -> list[Job]:
-        """All, the newest first."""
-        self._ensure_loaded()
+        """All, the newest first; see `is_partial`."""
+        if not self.is_read_beside:
+            self.load()
+        self.load_open()
         with self._lock:
             if self._newest is None:
                 self._newest = [self._jobs[job_id] for _, job_id in reversed(self._order)]
             return self._newest.copy()
 
     def beginning_with(self, prefix: str) -> list[Job]:
-        """The jobs whose id begins so."""
-        self._ensure_loaded()
+        """The jobs whose id begins so; raises TrackingError where they have to be read first."""
+        self.load_open()
+        if not self._has_all and _DIGITS.fullmatch(prefix):
+            self._take(runs.beginning_with(self.uri, prefix))
         with self._lock:
             return [job for job_id, job in self._jobs.items() if job_id.startswith(prefix)]
 
     def open_jobs(self) -> list[Job]:
         """Those that have not ended, in no order."""
-        self._ensure_loaded()
+        self.load_open()
         with self._lock:
             return [self._jobs[job_id] for job_id in self._open]
 
@@ -214,6 +302,7 @@ class Record:
     def drop(self, job_id: str) -> None:
         """Forget a job whose run is deleted."""
         with self._changing[hash(job_id) % _NUM_LOCKS], self._lock:
+            self._dropped.add(job_id)
             job = self._jobs.pop(job_id, None)
             if job is None:
                 return
@@ -235,10 +324,6 @@ class Record:
         """Keep a text as the artifact `name`; raises TrackingError."""
         with store.explained(self.uri):
             store.client(self.uri).log_text(job_id, text, name)
-
-    def _ensure_loaded(self) -> None:
-        if not self._is_loaded:
-            self.load()
 
     def _write(self, before: Job, after: Job) -> None:
         """Set the tags that differ; all of them where nobody knows what an earlier write has left."""
@@ -266,90 +351,30 @@ class Record:
                 self._doubted.add(job_id)
             raise
 
-    def _read(self) -> tuple[dict[str, Job], dict[str, str]]:
-        """All jobs of MLflow, and what status their runs have."""
-        api = store.client(self.uri)
-        experiments = [str(one.experiment_id) for one in store.pages(api.search_experiments)]
-        found: dict[str, Job] = {}
-        statuses: dict[str, str] = {}
-        by_key: dict[str, list[str]] = {}
-        told: set[str] = set()
-        if not experiments:
-            return found, statuses
-        search = {"experiment_ids": experiments, "filter_string": f"tags.`{job_tags.JOB}` = '1'", "max_results": _PAGE}
-        for run in store.pages(api.search_runs, order_by=["attributes.start_time ASC"], **search):
-            job_id, tags = str(run.info.run_id), run.data.tags
-            try:
-                job = job_tags.decode(job_id, str(run.info.experiment_id), tags)
-            except (ValueError, TypeError) as error:
-                _log.warning("run %s has tags of a job that cannot be read and is left alone: %s", job_id, error)
-                continue
-            by_key.setdefault(tags.get(job_tags.KEY, job_id), []).append(job_id)
-            if tags.get(job_tags.TOLD):
-                told.add(job_id)
-            found[job_id], statuses[job_id] = job, str(run.info.status)
-        for twins in by_key.values():
-            # A server may serve a question that was put again twice, the first one late: then that one is the earlier.
-            kept = max(twins, key=lambda job_id: (bool(found[job_id].attempts), job_id in told))
-            for job_id in twins:
-                if job_id == kept or found[job_id].attempts:
-                    continue
-                _log.warning("run %s is job %s once more and is deleted", job_id, kept)
-                with store.passing_over("RESOURCE_DOES_NOT_EXIST"):
-                    api.delete_run(job_id)
-                del found[job_id], statuses[job_id]
-        return found, statuses
+    def _known(self, owner: str, key: str) -> Job | None:
+        with self._lock:
+            known = self._jobs.get(self._keys.get((owner, key), ""))
+        return known if known and (known.attempts or self.is_sole(known.id)) else None
 
     def _make(self, spec: JobSpec, owner: str, key: str) -> tuple[Job, bool]:
-        """Make the run of a new job, or find the one of this key."""
-        now = time.time()
-        draft = Job("", "", spec, "queued", owner, key, submitted_s=now, queued_s=now)
-        run_key = job_tags.run_key(owner, key) if key else None
-        experiment = orders.experiment(spec, self._settings)
-        made = run_creation.create(self.uri, experiment, spec.name, tags=job_tags.encode(draft), key=run_key)
-        # What has none of this is known by its attempts, or is the earliest.
-        with contextlib.suppress(TrackingError):
-            run_creation.set_tags(self.uri, made.run_id, {job_tags.TOLD: "1"})
-        if made.is_new:
-            return replace(draft, id=made.run_id, experiment_id=made.experiment_id), True
-        with store.explained(self.uri):
-            run = store.client(self.uri).get_run(made.run_id)
-        try:
-            job = job_tags.decode(made.run_id, str(run.info.experiment_id), run.data.tags)
-        except ValueError as error:
-            raise TrackingError(f"run {made.run_id} in {store.shown(self.uri)} is no job: {error}") from None
-        return job, False
+        with self._twins.making(job_tags.run_key(owner, key) if key else ""):
+            job, made = creation.make(self._settings, self.uri, spec, owner, key)
+        self._twins.made(made.key, job.id, is_alone=made.is_alone)
+        return self._added(job), made.is_new
 
     def _added(self, job: Job) -> Job:
         with self._lock:
             if job.id in self._jobs:
                 return self._jobs[job.id]
-            self._jobs[job.id] = job
-            self._newest = None
-            insort(self._order, (job.submitted_s, job.id))
+            self._put(job)
             if not job.has_ended:
-                self._open.add(job.id)
                 self._owed.add(job.id)
-            if job.key:
-                self._keys[job.owner, job.key] = job.id
         with self._changing[hash(job.id) % _NUM_LOCKS], contextlib.suppress(TrackingError):
             self._settle(self.get(job.id))
-        self._tell(job)
+        # One that has ended was not read yet, and is nothing new.
+        if not job.has_ended:
+            self._tell(job)
         return job
-
-    @contextlib.contextmanager
-    def _creating_elsewhere(self) -> Iterator[None]:
-        try:
-            self._settings.state.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._settings.state / "submit.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StorageError(f"state: {self._settings.state} cannot be written ({error.strerror})") from None
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
     def _settle(self, job: Job) -> None:
         """Let MLflow's status of the run say what the job's state does."""
@@ -371,12 +396,3 @@ class Record:
                 listener(job)
             except Exception:
                 _log.exception("a listener to jobs failed at job %s", job.id)
-
-
-def _same(job: Job, spec: JobSpec) -> Job:
-    """The job, if it is one of this spec; raises StateError."""
-    if job.spec != spec:
-        raise StateError(
-            f"key {job.key!r} has been used for job {job.id}, whose spec is another one; a new job needs a new key"
-        )
-    return job

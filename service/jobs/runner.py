@@ -24,6 +24,9 @@ from typing import Any
 
 import psutil
 
+from pipelines.amounts import shown_bytes
+from service.jobs import memory, memory_group
+
 ORDER = "order.json"
 LOCK = "runner.lock"
 BEGUN = "begun.json"
@@ -36,8 +39,6 @@ LOCK_VARIABLE = "LOROT_RUNNER_LOCK"
 _LOOK_S = 0.5
 _PR_SET_CHILD_SUBREAPER = 36
 _HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-_OWN_CGROUP = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def run(folder: Path) -> int:
@@ -52,7 +53,7 @@ def run(folder: Path) -> int:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     began = time.time()
-    kills = _oom_kills()
+    kills = memory.Kills()
     write(folder / BEGUN, {"runner": _process(os.getpid()), "started_s": began})
     try:
         attempt = _Attempt(folder, order, lock)
@@ -62,10 +63,12 @@ def run(folder: Path) -> int:
         return 0
     write(folder / BEGUN, {"runner": _process(os.getpid()), "command": _process(attempt.pid), "started_s": began})
     code = attempt.wait()
-    killed = code == -signal.SIGKILL and not attempt.has_killed
-    out_of_memory = killed or (code != 0 and kills is not None and (_oom_kills() or 0) > kills)
-    ended = {"exit_code": code, "started_s": began, "ended_s": time.time(), "out_of_memory": out_of_memory}
-    write(folder / EXIT, ended | {"asked_to_stop": attempt.was_asked, "killed_after_grace": attempt.has_killed})
+    ended = {"exit_code": code, "started_s": began, "ended_s": time.time(), "asked_to_stop": attempt.was_asked}
+    out_of_memory, reason = bool(code) and attempt.was_too_large, attempt.said
+    if code == -signal.SIGKILL and not attempt.has_killed and not out_of_memory:
+        out_of_memory, reason = memory.explain(kills)
+    ended |= {"out_of_memory": out_of_memory, "killed_after_grace": attempt.has_killed}
+    write(folder / EXIT, ended | ({"reason": reason} if reason and code else {}))
     return 0
 
 
@@ -75,25 +78,50 @@ class _Attempt:
     def __init__(self, folder: Path, order: Mapping[str, Any], lock: int) -> None:
         self._stop = folder / STOP
         self._grace_s = float(order["grace_s"])
+        allowed = order.get("memory_bytes")
+        group = memory_group.made(str(order.get("name", "attempt")), allowed) if allowed else None
         environment = {key: value for key, value in os.environ.items() if key != LOCK_VARIABLE}
-        with (folder / LOG).open("ab") as log:
-            child = subprocess.Popen(
-                list(order["command"]),
-                env=environment | dict(order["environment"]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(lock,),
-                start_new_session=True,
-                # The signals that this process has blocked would be blocked there as well.
-                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []) and None,
-            )
+        try:
+            child = self._started(order, environment, folder / LOG, lock, group)
+        except OSError:
+            if group is not None:
+                group.remove()
+            raise
         self.pid = child.pid
+        if group is not None and not group.holds(child.pid):
+            group.remove()
+            group = None
+        self._group = group
+        self._watch = memory.Watch(int(allowed)) if allowed and group is None else None
+        self._allowed_bytes = int(allowed or 0)
         self._child = child
         self._code: int | None = None
         self._deadline = float("inf")
         self.was_asked = False
         self.has_killed = False
+        # It used more memory than it may, and what is said of that.
+        self.was_too_large = False
+        self.said = ""
+
+    @staticmethod
+    def _started(
+        order: Mapping[str, Any],
+        environment: Mapping[str, str],
+        path: Path,
+        lock: int,
+        group: memory_group.Group | None,
+    ) -> subprocess.Popen[bytes]:
+        with path.open("ab") as log:
+            return subprocess.Popen(
+                list(order["command"]),
+                env={**environment, **order["environment"]},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(lock,),
+                start_new_session=True,
+                preexec_fn=lambda: _prepare(group),
+            )
 
     def wait(self) -> int:
         """The command's exit code, once nothing of it is left; a negative one is a signal."""
@@ -104,6 +132,10 @@ class _Attempt:
         while self._family():
             self._look()
         self._reap()
+        if self._group is not None:
+            if self._group.kills():
+                self._note_memory(f"the kernel killed it at the {shown_bytes(self._allowed_bytes)} allowed")
+            self._group.remove()
         return self._code
 
     def _look(self) -> None:
@@ -116,10 +148,18 @@ class _Attempt:
             self.was_asked = True
             self._grace_s = float(read(self._stop).get("grace_s", self._grace_s))
             self._ask(signal.SIGTERM)
+        if self._watch is not None and not self.was_too_large and (used := self._watch.look(self._family)):
+            self._note_memory(f"used {shown_bytes(used)} of {shown_bytes(self._allowed_bytes)} allowed, and was killed")
+            # At once: it would take still more while it is asked, and all the machine has to bear that.
+            self._deadline = 0.0
         if time.monotonic() > self._deadline:
-            self.has_killed = self.has_killed or self._code is None
+            self.has_killed = self.has_killed or (self._code is None and not self.was_too_large)
             self._send(signal.SIGKILL, self._family())
         self._reap()
+
+    def _note_memory(self, what: str) -> None:
+        self.was_too_large = True
+        self.said = f"{what} (resources.memory); give it more, or a smaller micro_batch"
 
     def _ask(self, number: int, everybody: bool = False) -> None:
         """Pass a signal on, and see to the kill when the grace is over. `lorot` passes it on to its workers itself."""
@@ -190,18 +230,12 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _oom_kills() -> int | None:
-    """How many processes the kernel has killed for memory in this process's own group; None if that is not counted."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        own = _OWN_CGROUP.read_text().strip().rpartition("::")[2]
-        # Of the whole machine's group nothing is said about us.
-        if own in ("", "/"):
-            return None
-        for line in (_CGROUPS / own.lstrip("/") / "memory.events").read_text().splitlines():
-            name, count = line.split()
-            if name == "oom_kill":
-                return int(count)
-    return None
+def _prepare(group: memory_group.Group | None) -> None:
+    """What the command's process does before it becomes the command."""
+    if group is not None:
+        group.enter()
+    # The signals that the runner has blocked would be blocked there as well.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 if __name__ == "__main__":

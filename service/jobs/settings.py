@@ -70,6 +70,9 @@ class LimitSettings(Section):
 
     body_bytes: int = Field(1_000_000, ge=1000, description="of a request")
     requests_per_minute: int = Field(600, ge=1, description="of one token, or one address; beyond it 429")
+    looks_per_minute: int = Field(
+        1200, ge=1, description="of one token, or one address: what the console's form asks while somebody types"
+    )
     followers: int = Field(300, ge=1, description="open event streams, of all clients together")
     retries: int = Field(20, ge=0, description="largest retry budget that a job may have")
     jobs: int = Field(100_000, ge=1, description="jobs that wait or run; beyond it 429")

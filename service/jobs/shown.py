@@ -1,7 +1,9 @@
 """What of jobs is shown to people: files that may leave their folder, and jobs side by side. Imports no torch."""
 
+import math
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,8 @@ _FILES = (
     f"{RUN}/error.json",
 )
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+# How metrics begin of which more is better.
+_SCORES = ("top1", "top5", "gt_known", "AP", "max_box_acc")
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -66,21 +70,43 @@ def is_plain(path: Path, folder: Path) -> bool:
         return False
 
 
+def better(name: str) -> Callable[[Iterable[float]], float] | None:
+    """`min` or `max`: which value of a metric is the better one; None where neither is, or nobody can say."""
+    last = re.split(r"[/.@:]", name)
+    if any(part.endswith("loss") for part in last):
+        return min
+    is_score = any(part.startswith(_SCORES) or part.endswith("accuracy") for part in last)
+    return max if is_score or name == "train/images_per_s" else None
+
+
 def compare(jobs: Sequence[Job], histories: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
-    """Settings that differ and the last value of each metric, a column for each job."""
+    """Settings that differ, the last value of each metric, and its best where one is better; a column for each job."""
     flat = [flatten(job.spec.model_dump(mode="json")) for job in jobs]
     keys = dict.fromkeys(key for values in flat for key in values)
     settings = {key: [values.get(key) for values in flat] for key in keys}
-    last: list[dict[str, float]] = []
+    # By metric, in the order of the steps.
+    columns: list[dict[str, list[float]]] = []
     for history in histories:
-        values: dict[str, float] = {}
+        column: dict[str, list[float]] = {}
         for record in history:
-            values.update({key: value for key, value in record.items() if key not in ("step", "time_s")})
-        last.append(values)
-    names = sorted({name for values in last for name in values})
+            for key, value in record.items():
+                if key not in ("step", "time_s"):
+                    column.setdefault(key, []).append(value)
+        columns.append(column)
+    names = sorted({name for column in columns for name in column})
     return {
         "jobs": [job.id for job in jobs],
         "names": [job.spec.name for job in jobs],
         "settings": {key: row for key, row in settings.items() if len({str(value) for value in row}) > 1},
-        "metrics": {name: [values.get(name) for values in last] for name in names},
+        "metrics": {name: [column[name][-1] if name in column else None for column in columns] for name in names},
+        "best": {
+            name: [_best(choose, column.get(name, ())) for column in columns]
+            for name in names
+            if (choose := better(name)) is not None
+        },
     }
+
+
+def _best(choose: Callable[[Iterable[float]], float], values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return choose(finite) if finite else None

@@ -10,7 +10,8 @@ from service.config_fields import Positive, Section
 # As Kubernetes, the narrowest of the places that a name gets to.
 _NAME = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_SIZE = re.compile(r"^[1-9][0-9]*(?:[kMGT]i?)?B?$")
+_SIZE = re.compile(r"^([1-9][0-9]*)((?:[kMGT]i?)?)B?$")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 # What the service itself says to a job; a user's value would be in its way.
 _OURS = ("LOROT_", "MLFLOW_", "TORCHELASTIC_", "MASTER_", "LD_", "PYTHON", "NVIDIA_VISIBLE_", "NVIDIA_DRIVER_")
 _OUR_NAMES = ("PATH", "HOME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
@@ -22,6 +23,13 @@ def _size(text: str) -> str:
     if not _SIZE.match(text):
         raise ValueError("write an amount of memory, as 8GB or 512MiB")
     return text
+
+
+def num_bytes(text: str) -> int:
+    """An amount of memory as `Size` has it: 8GB is 8e9, 8GiB or 8Gi is 8 x 2^30."""
+    found = _SIZE.match(text)
+    assert found is not None, text
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _nodes(text: str) -> str:

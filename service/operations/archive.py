@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from service.errors import ConfigError, DataError, StorageError
 
@@ -49,6 +49,16 @@ class Manifest:
         return [name for name in self.files if name.startswith(f"{folder}/")]
 
 
+class Readable(Protocol):
+    """What bytes come from: so many as asked for, fewer only at its end."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+
+class ShortError(Exception):
+    """A file ended before the size that it had."""
+
+
 class Writer:
     """Adds files to a new archive; made by `writing`."""
 
@@ -71,6 +81,17 @@ class Writer:
         content = text.encode()
         self._tar.addfile(_member(name, len(content)), io.BytesIO(content))
         self._files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def add_stream(self, source: Readable, num_bytes: int, name: str, modified_s: int = 0) -> None:
+        """So many bytes of a stream. The archive stays as it was if that raises, or ends before with ShortError."""
+        begin = self._tar.offset
+        reading = _Hashing(source, num_bytes)
+        try:
+            self._tar.addfile(_member(name, num_bytes, modified_s), reading)  # type: ignore[arg-type]
+        except BaseException:
+            self._cut(begin)
+            raise
+        self._files[name] = {"bytes": num_bytes, "sha256": reading.digest.hexdigest()}
 
     def add_tree(
         self, folder: Path, name: str, omit: Collection[Path] = (), wanted: Callable[[str], bool] = lambda name: True
@@ -125,22 +146,24 @@ class Writer:
             before, begin = os.fstat(descriptor), self._tar.offset
             os.lseek(descriptor, 0, os.SEEK_SET)
             with os.fdopen(os.dup(descriptor), "rb") as source:
-                reading = _Hashing(source, before.st_size)
                 try:
-                    self._tar.addfile(_member(name, before.st_size, int(before.st_mtime)), reading)  # type: ignore[arg-type]
-                    whole = True
-                except _ShortError:
-                    whole = False
+                    self.add_stream(source, before.st_size, name, int(before.st_mtime))
+                except ShortError:
+                    continue
             after = os.fstat(descriptor)
             is_still = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
             # What only grew is good as far as it was read.
-            if whole and (is_still or (not again and after.st_size >= before.st_size)):
-                self._files[name] = {"bytes": before.st_size, "sha256": reading.digest.hexdigest()}
+            if is_still or (not again and after.st_size >= before.st_size):
                 return
-            self._file.seek(begin)
-            self._file.truncate()
-            self._tar.offset = begin
+            del self._files[name]
+            self._cut(begin)
         self.left_out.append(f"{name} (it kept changing)")
+
+    def _cut(self, begin: int) -> None:
+        """Take away what was written from there on."""
+        self._file.seek(begin)
+        self._file.truncate()
+        self._tar.offset = begin
 
 
 @contextlib.contextmanager
@@ -189,6 +212,12 @@ class Reader:
         self._copy(name, content)
         return content.getvalue().decode()
 
+    def stream(self, name: str) -> IO[bytes]:
+        """One file's content, without a look at its checksum."""
+        source = self._tar.extractfile(self._members[name])
+        assert source is not None, "only regular files are among the members"
+        return source
+
     def extract(self, name: str, to: Path, mode: int = 0o666) -> None:
         """Write one file to a path that is not there yet, and compare its checksum on the way.
 
@@ -223,8 +252,7 @@ class Reader:
 
     def _copy(self, name: str, to: IO[bytes] | None) -> None:
         expected, digest, size = self.manifest.files[name], hashlib.sha256(), 0
-        source = self._tar.extractfile(self._members[name])
-        assert source is not None, "only regular files are among the members"
+        source = self.stream(name)
         try:
             while chunk := source.read(_CHUNK_BYTES):
                 digest.update(chunk)
@@ -261,21 +289,17 @@ def flush(folder: Path) -> None:
         os.close(descriptor)
 
 
-class _ShortError(Exception):
-    """A file ended before the size that it had."""
-
-
 class _Hashing:
     """Reads no more than a number of bytes, and hashes them on the way."""
 
-    def __init__(self, source: IO[bytes], size: int) -> None:
+    def __init__(self, source: Readable, size: int) -> None:
         self._source, self._left = source, size
         self.digest = hashlib.sha256()
 
     def read(self, count: int) -> bytes:
         content = self._source.read(min(count, self._left))
         if len(content) < min(count, self._left):
-            raise _ShortError
+            raise ShortError
         self._left -= len(content)
         self.digest.update(content)
         return content

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from service import provenance, store
-from service.errors import ConfigError, StorageError
+from service.errors import ConfigError, StorageError, TrackingError
 from service.jobs.settings import ServiceSettings
 from service.operations import archive, database
 from service.operations.archive import Manifest, Writer
+from service.operations.objects import SCHEME, Objects, TornError
 
 SETTINGS = "settings.yaml"
 STATE = "state"
@@ -26,6 +27,10 @@ JOBS = "jobs"
 ARTIFACTS = "artifacts"
 # Where a running service notes that it is there, and what signs the sessions of browsers, who then log in anew.
 _OF_NOW = ("service.json", "session.key")
+# Where in an archive a tracking server's own artifacts are.
+SERVER = f"{ARTIFACTS}/server"
+# How often an object is read that does not come whole.
+_TRIES = 4
 DATABASES = {database.SQLITE: "database/mlflow.db", database.POSTGRESQL: "database/postgresql.dump"}
 
 
@@ -34,7 +39,7 @@ def back_up(
     target: Path,
     *,
     database_uri: str | None = None,
-    artifacts: Path | None = None,
+    artifacts: str | Path | None = None,
     with_artifacts: bool = True,
     with_jobs: bool = False,
     say: Callable[[str], object] = lambda text: None,
@@ -45,20 +50,20 @@ def back_up(
         settings: the service's.
         target: a new file, or a folder that is there: it gets a file named by the time, UTC.
         database_uri: of the tracking database; None: `settings.tracking_uri`, unless that is a server.
-        artifacts: folder of the tracking server's artifacts; None: folders of this machine that the database names.
+        artifacts: folder of the tracking server's artifacts, or s3://BUCKET/FOLDER; None: none of a server. Folders of
+            this machine that the database names are taken in any case.
         with_artifacts: put artifacts in, registered models among them.
         with_jobs: put the folders of jobs in: checkpoints, logs. Without them a job begins anew after a restore.
         say: is told what is being done, in a few words.
 
     Raises:
-        ConfigError: the target is there already, no database can be reached, a folder or a command is missing.
-        TrackingError: the database does not answer or is damaged.
+        ConfigError: the target is there already, no database can be reached, a folder, bucket or command is missing.
+        TrackingError: the database does not answer or is damaged, so the object store.
         StorageError: the archive cannot be written.
     """
     uri = database_uri or settings.tracking_uri or store.default_uri()
     kind = database.kind_of(uri)
-    if artifacts is not None and not artifacts.is_dir():
-        raise ConfigError(f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination")
+    stored = _stored(artifacts)
     made = datetime.now(UTC)
     if target.is_dir():
         target = target / f"lorot-{made:%Y%m%d-%H%M%S}.tar"
@@ -83,7 +88,7 @@ def back_up(
                 writer.add_tree(settings.state, STATE, wanted=_is_state)
             # Of the copy, where that can be asked: an experiment may have come since.
             known = database.locations(f"sqlite:///{dumped}" if kind == database.SQLITE else uri)
-            facts |= _add_artifacts(writer, known, artifacts, with_artifacts, _omitted(settings, uri), say)
+            facts |= _add_artifacts(writer, known, stored, with_artifacts, _omitted(settings, uri), say)
             if with_jobs and settings.results.is_dir():
                 say(f"job folders: {settings.results}")
                 writer.add_tree(settings.results, JOBS, wanted=lambda name: not name.startswith("."))
@@ -105,7 +110,7 @@ def local_folder(location: str) -> Path | None:
 def _add_artifacts(
     writer: Writer,
     known: list[str],
-    folder: Path | None,
+    stored: Path | Objects | None,
     wanted: bool,
     omit: set[Path],
     say: Callable[[str], object],
@@ -121,13 +126,56 @@ def _add_artifacts(
             places[location] = f"{ARTIFACTS}/{len(places)}"
             say(f"artifacts: {own}")
             writer.add_tree(own, places[location], omit=omit)
-    server = None
-    if wanted and folder is not None:
-        server = f"{ARTIFACTS}/server"
-        say(f"artifacts: {folder}")
-        writer.add_tree(folder, server, omit=omit)
-        elsewhere = [location for location in elsewhere if not location.startswith("mlflow-artifacts:")]
-    return {"artifacts": places, "server_artifacts": server, "elsewhere": elsewhere}
+    server = address = None
+    if wanted and stored is not None:
+        server = SERVER
+        within = ["mlflow-artifacts:"]
+        if isinstance(stored, Objects):
+            address = stored.address
+            within.append(f"{address}/")
+            say(f"artifacts: {address}")
+            _add_objects(writer, stored)
+        else:
+            say(f"artifacts: {stored}")
+            writer.add_tree(stored, server, omit=omit)
+        elsewhere = [place for place in elsewhere if not f"{place}/".startswith(tuple(within))]
+    return {"artifacts": places, "server_artifacts": server, "server_location": address, "elsewhere": elsewhere}
+
+
+def _stored(artifacts: str | Path | None) -> Path | Objects | None:
+    """What holds a tracking server's artifacts; raises ConfigError if it is not there."""
+    if artifacts is None:
+        return None
+    if str(artifacts).startswith(SCHEME):
+        return Objects(str(artifacts))
+    folder = Path(artifacts)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination, a folder or s3://BUCKET/FOLDER"
+        )
+    return folder
+
+
+def _add_objects(writer: Writer, objects: Objects) -> None:
+    """Every object; what is deleted meanwhile is passed over, as a file would be."""
+    names, strange = objects.names()
+    if not names:
+        raise ConfigError(
+            f"{objects.address}: nothing lies there; name the tracking server's --artifacts-destination, or leave "
+            "artifacts out with --without-artifacts as long as there are none"
+        )
+    writer.left_out += [f"{objects.address}/{name}" for name in strange]
+    for name in names:
+        for again in reversed(range(_TRIES)):
+            try:
+                with objects.reading(name) as content:
+                    if content is not None:
+                        own = f"{SERVER}/{name}"
+                        writer.add_stream(content.source, content.num_bytes, own, content.modified_s)
+                break
+            except TornError as error:
+                if not again:
+                    raise TrackingError(f"{objects.address}/{name}: cannot be read whole ({error})") from None
 
 
 def _tell(manifest: Manifest, left_out: list[str], target: Path, say: Callable[[str], object]) -> None:

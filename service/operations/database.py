@@ -140,13 +140,18 @@ def _connected(uri: str) -> Iterator[tuple[Any, Any]]:
     with store.explained(uri):
         import sqlalchemy
 
-        # As it is written in a URI of libpq, which SQLAlchemy does not know.
-        engine = sqlalchemy.create_engine(store.absolute(uri).replace("postgres://", "postgresql://", 1))
+        engine = sqlalchemy.create_engine(with_driver(store.absolute(uri)))
         try:
             with engine.begin() as connection:
                 yield connection, sqlalchemy
         finally:
             engine.dispose()
+
+
+def with_driver(uri: str) -> str:
+    """An address of libpq as SQLAlchemy and MLflow take it: with psycopg2, where no driver is named."""
+    scheme, separator, rest = uri.partition("://")
+    return f"postgresql+psycopg2://{rest}" if separator and scheme in ("postgresql", "postgres") else uri
 
 
 def _copy_sqlite(uri: str, target: Path) -> None:

@@ -1,16 +1,12 @@
 """What the record says about jobs, read without changing anything: another process, the service, writes it."""
 
-import logging
 from typing import Any
 
 from service import store
 from service.errors import ConfigError
-from service.jobs import job_tags
+from service.jobs import job_tags, runs
 from service.jobs.job import ENDED, Job
 
-_log = logging.getLogger(__name__)
-
-_PAGE = 1000
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -32,16 +28,7 @@ class Lookup:
 
     def jobs(self) -> list[Job]:
         """All whose runs were not deleted; one that cannot be read is passed over."""
-        found = []
-        with store.explained(self._uri):
-            experiments = [str(one.experiment_id) for one in store.pages(self._api.search_experiments)]
-            search = {"experiment_ids": experiments, "filter_string": f"tags.`{job_tags.JOB}` = '1'"}
-            for run in store.pages(self._api.search_runs, max_results=_PAGE, **search) if experiments else ():
-                try:
-                    found.append(job_tags.decode(run.info.run_id, str(run.info.experiment_id), run.data.tags))
-                except (ValueError, TypeError) as error:
-                    _log.warning("run %s has tags of a job that cannot be read: %s", run.info.run_id, error)
-        return found
+        return [one.job for one in runs.everything(runs.Pages(self._uri))]
 
     def is_unknown(self, run_id: str) -> bool:
         """Whether there is no run of this id, not even one that was deleted and can be brought back."""

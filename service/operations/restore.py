@@ -3,14 +3,15 @@
 FOLDER/service.yaml    the settings of then, with the places of now
 FOLDER/mlflow.db       the tracking database, if it was SQLite
 FOLDER/state/          tokens, audit log
-FOLDER/artifacts/N/    registered models and other artifacts; server/: of a tracking server
+FOLDER/artifacts/N/    registered models and other artifacts; server/: of a tracking server, unless a store gets them
 FOLDER/jobs/           job folders, if they were put in
 """
 
+import contextlib
 import secrets
 import shutil
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import yaml
 from pydantic import ValidationError
 
 from service import store
-from service.errors import ConfigError, DataError, StorageError
+from service.errors import ConfigError, DataError, StorageError, TrackingError
 from service.jobs.settings import ServiceSettings
 from service.operations import archive, backup, database
 from service.operations.archive import Reader
+from service.operations.objects import SCHEME, Objects
 
 SETTINGS = "service.yaml"
 DATABASE = "mlflow.db"
@@ -37,13 +39,14 @@ class Restored:
     Attributes:
         settings: file to start the service with.
         database_uri: of the tracking database, without a password.
-        server_artifacts: for the tracking server's --artifacts-destination; None if none were in the archive.
+        server_artifacts: for the tracking server's --artifacts-destination, a folder or s3://BUCKET/FOLDER; None if
+            there were none in the archive.
         num_files, num_bytes: of the archive.
     """
 
     settings: Path
     database_uri: str
-    server_artifacts: Path | None
+    server_artifacts: Path | str | None
     num_files: int
     num_bytes: int
 
@@ -53,6 +56,7 @@ def restore(
     folder: Path,
     *,
     database_uri: str | None = None,
+    artifacts: str | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> Restored:
     """Check every byte of an archive, then put it into a folder, which appears whole or not at all.
@@ -61,42 +65,50 @@ def restore(
         source: the archive.
         folder: is not there yet, or empty.
         database_uri: of an empty PostgreSQL database, if the archive holds one; None: FOLDER/mlflow.db.
+        artifacts: s3://BUCKET/FOLDER, empty, for those of a tracking server; None: FOLDER/artifacts/server.
         say: is told what is being done, in a few words.
 
     Raises:
-        ConfigError: something is there already, or the database's address is missing.
-        DataError: the archive is damaged, or holds what no backup does.
-        TrackingError: the database does not answer or refuses.
+        ConfigError: something is there already, or the database's address is missing, or a bucket.
+        DataError: the archive is damaged, or holds what no backup does; a store returns other than it was given.
+        TrackingError: the database or the object store does not answer or refuses.
         StorageError: the folder cannot be written.
     """
     folder = folder.absolute()
     with archive.reading(source) as reader:
         kind = _kind(reader)
         uri = _check_targets(folder, kind, database_uri)
+        objects = _check_store(reader, artifacts)
         say(f"checking {len(reader.manifest.files)} files, {reader.manifest.num_bytes / 1e6:.1f} MB")
         reader.verify()
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(folder.parent).free < reader.manifest.num_bytes + _SPARE_BYTES:
-                raise StorageError(
-                    f"{folder}: too little room for {reader.manifest.num_bytes / 1e6:.0f} MB; choose another disk"
-                )
+            num_bytes = sum(
+                int(own["bytes"]) for name, own in reader.manifest.files.items() if not _goes(name, objects)
+            )
+            if shutil.disk_usage(folder.parent).free < num_bytes + _SPARE_BYTES:
+                raise StorageError(f"{folder}: too little room for {num_bytes / 1e6:.0f} MB; choose another disk")
             scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.restoring")
             scratch.mkdir()
             try:
-                _fill(reader, scratch, folder, kind, uri, say)
-                if folder.is_dir():
-                    folder.rmdir()
-                scratch.rename(folder)
+                with _uploaded(reader, objects, say):
+                    _fill(reader, scratch, folder, kind, uri, objects, say)
+                    if folder.is_dir():
+                        folder.rmdir()
+                    scratch.rename(folder)
                 archive.flush(folder.parent)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from None
         manifest = reader.manifest
-        server = folder / manifest.facts["server_artifacts"] if manifest.facts.get("server_artifacts") else None
+        server = _server(reader, folder, objects)
         return Restored(
-            folder / SETTINGS, store.shown(uri), server, num_files=len(manifest.files), num_bytes=manifest.num_bytes
+            folder / SETTINGS,
+            store.shown(database.with_driver(uri)),
+            server,
+            num_files=len(manifest.files),
+            num_bytes=manifest.num_bytes,
         )
 
 
@@ -104,7 +116,7 @@ def _kind(reader: Reader) -> str:
     facts = reader.manifest.facts
     kind = facts.get("database")
     places = facts.get("artifacts")
-    server = facts.get("server_artifacts")
+    server, address = facts.get("server_artifacts"), facts.get("server_location")
     is_sound = (
         kind in backup.DATABASES
         and backup.DATABASES[kind] in reader.manifest.files
@@ -112,7 +124,8 @@ def _kind(reader: Reader) -> str:
         and all(
             isinstance(own, str) and own == f"{backup.ARTIFACTS}/{number}" for number, own in enumerate(places.values())
         )
-        and server in (None, f"{backup.ARTIFACTS}/server")
+        and server in (None, backup.SERVER)
+        and (address is None or (isinstance(address, str) and address.startswith(SCHEME)))
     )
     if not is_sound:
         raise DataError(f"{reader.path}: its manifest is not as `lorot backup` writes it")
@@ -135,15 +148,70 @@ def _check_targets(folder: Path, kind: str, database_uri: str | None) -> str:
     return database_uri
 
 
-def _fill(reader: Reader, scratch: Path, folder: Path, kind: str, uri: str, say: Callable[[str], object]) -> None:
+def _check_store(reader: Reader, artifacts: str | None) -> Objects | None:
+    """Where a tracking server's artifacts go, if not into the folder."""
+    if artifacts is None:
+        return None
+    if reader.manifest.facts.get("server_artifacts") is None:
+        raise ConfigError("--artifacts: the backup holds no artifacts of a tracking server; leave it away")
+    objects = Objects(artifacts)
+    objects.refuse_if_filled()
+    return objects
+
+
+def _goes(name: str, objects: Objects | None) -> bool:
+    """Whether a file of the archive goes to the object store."""
+    return objects is not None and name.startswith(f"{backup.SERVER}/")
+
+
+def _server(reader: Reader, folder: Path, objects: Objects | None) -> Path | str | None:
+    if objects is not None:
+        return objects.address
+    return folder / backup.SERVER if reader.manifest.facts.get("server_artifacts") else None
+
+
+@contextlib.contextmanager
+def _uploaded(reader: Reader, objects: Objects | None, say: Callable[[str], object]) -> Iterator[None]:
+    """The store's part is there; if that or what follows fails it is emptied again."""
+    if objects is None:
+        yield
+        return
+    names = reader.manifest.below(backup.SERVER)
+    say(f"artifacts: {objects.address}, {len(names)} objects, each read back")
+    begun: list[str] = []
+    try:
+        for name in names:
+            begun.append(name.removeprefix(f"{backup.SERVER}/"))
+            objects.write(begun[-1], reader.stream(name), str(reader.manifest.files[name]["sha256"]))
+        yield
+    except BaseException:
+        try:
+            objects.remove(begun)
+        except TrackingError as error:
+            say(f"what was written to the store could not be removed: {error}")
+        raise
+
+
+def _fill(
+    reader: Reader,
+    scratch: Path,
+    folder: Path,
+    kind: str,
+    uri: str,
+    objects: Objects | None,
+    say: Callable[[str], object],
+) -> None:
     facts = reader.manifest.facts
     for part in (backup.STATE, backup.ARTIFACTS, backup.JOBS):
-        for name in reader.manifest.below(part):
+        for name in (name for name in reader.manifest.below(part) if not _goes(name, objects)):
             reader.extract(name, scratch / name, 0o600 if part == backup.STATE else 0o666)
     if (scratch / backup.STATE).exists():
         (scratch / backup.STATE).chmod(0o700)
     _write_settings(reader, scratch, folder, uri)
     moves = {location: _as_written(location, folder / own) for location, own in facts["artifacts"].items()}
+    if (before := facts.get("server_location")) is not None:
+        # Where MLflow speaks to the store itself, and not through its server.
+        moves[before] = str(_server(reader, folder, objects))
     dumped = scratch / ".database"
     reader.extract(backup.DATABASES[kind], dumped, 0o600)
     say(f"database: {store.shown(uri)}")
@@ -153,7 +221,11 @@ def _fill(reader: Reader, scratch: Path, folder: Path, kind: str, uri: str, say:
         database.relocate(own, moves)
     else:
         database.restore(dumped, kind, uri)
-        database.relocate(uri, moves)
+        try:
+            database.relocate(uri, moves)
+        except BaseException:
+            say(f"{store.shown(uri)} has been filled already; make it anew before the next try")
+            raise
         dumped.unlink()
 
 

@@ -6,10 +6,11 @@ The service is `lorot serve` as a process of its own, over HTTP, recording in SQ
 whole configuration, checked, recorded and queued as ever, and each is started as a process with a runner of its own; in
 place of `lorot train` that runs a program which writes into a ledger that it has begun and ended, so that what has run
 is counted by itself and not by the service's word. The record is filled with copies of one finished job that has as
-many parameters and last metrics as a real training.
+many parameters and last metrics as a real training; each has a name and a time of its own.
 
 Latencies are those of a client in another process, one request after the other, on the same machine. Listed are pages
-of 50 jobs: the first, one that is filtered, one further down; shown are jobs by id. Memory is the service's PSS.
+of 50 jobs: the first, one that is filtered, one further down; shown are jobs by id. Memory is the service's PSS. What
+else the machine did meanwhile shows in its load average over a minute, which each row of latencies ends with.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import contextlib
 import http.client
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import sqlite3
@@ -81,8 +83,11 @@ def measure(service: TinyService, given: argparse.Namespace) -> None:
     service.start()
     await_(service.is_ready, "the service is ready", 600, service.told)
     row("start until ready", f"{time.monotonic() - began:.1f} s")
-    assert service.ask("/v1/jobs?limit=1")["total"] == given.record
     with Memory(service) as memory:
+        with sampled(service, known, "while the record is read"):
+            await_(lambda: not service.ask("/v1/jobs?limit=1")["partial"], "all is read", _PATIENCE_S, service.told)
+        row("start until all is read", f"{time.monotonic() - began:.1f} s")
+        assert service.ask("/v1/jobs?limit=1")["total"] == given.record
         row("PSS at rest", f"{memory.now() / 1e6:.0f} MB")
         with sampled(service, known, "at rest"):
             time.sleep(10)
@@ -151,16 +156,18 @@ def fill(service: TinyService, count: int) -> list[str]:
 
 
 def copied(table: str, column: str) -> str:
-    """What a copy has in a column, as SQL: its own id and key in the place of the original's, and another time."""
+    """What a copy has in a column, as SQL: its own id, key and name in the place of the original's, and its time."""
     if column == "run_uuid":
         return "copies.id"
     if (table, column) == ("runs", "artifact_uri"):
         return "replace(own.artifact_uri, :old, copies.id)"
     if (table, column) != ("tags", "value"):
-        return f"own.{column}"
+        # A second older, each than the one before.
+        return f"own.{column} - 1000 * copies.number" if column in ("start_time", "end_time") else f"own.{column}"
     renamed = "replace(own.value, '/template', '/template-' || copies.number)"
     return (
-        "CASE WHEN own.key = 'lorot.job.submitted' THEN CAST(CAST(own.value AS REAL) - copies.number AS TEXT) "
+        "CASE own.key WHEN 'lorot.job.submitted' THEN CAST(CAST(own.value AS REAL) - copies.number AS TEXT) "
+        "WHEN 'lorot.job.spec' THEN replace(own.value, '\"earlier\"', '\"earlier-' || copies.number || '\"') "
         f"ELSE {renamed} END"
     )
 
@@ -292,7 +299,9 @@ def sample(folder: Path, url: str, ids: Sequence[str], path: Path, stop: Any) ->
     connection = Connection(TinyService(folder, urllib.parse.urlsplit(url).port or 0))
     dice = random.Random(0)
     seconds: dict[str, list[float]] = {"list": [], "show": []}
-    cursor = connection.ask("/v1/jobs?limit=50")["next"]
+    # Until so many are read, there is no second page.
+    while not (cursor := connection.ask("/v1/jobs?limit=50")["next"]):
+        time.sleep(_PAUSE_S)
     lists = ["/v1/jobs?limit=50", "/v1/jobs?limit=50&state=finished&name=ear", f"/v1/jobs?limit=50&cursor={cursor}"]
     while not stop.is_set():
         for name, choice in (("list", lambda: dice.choice(lists)), ("show", lambda: f"/v1/jobs/{dice.choice(ids)}")):
@@ -336,11 +345,11 @@ class Memory:
 
 
 def shown(seconds: Sequence[float]) -> str:
-    """Median, 95th and 99th percentile and the longest, in milliseconds."""
+    """Median, 95th and 99th percentile and the longest, in milliseconds; the load average."""
     cuts = statistics.quantiles(seconds, n=100)
     values = {"p50": statistics.median(seconds), "p95": cuts[94], "p99": cuts[98], "max": max(seconds)}
     told = "  ".join(f"{name} {1000 * own:.1f}" for name, own in values.items())
-    return f"{told}  ({len(seconds)} requests)"
+    return f"{told}  ({len(seconds)} requests, load {os.getloadavg()[0]:.1f})"
 
 
 def row(name: str, value: object) -> None:

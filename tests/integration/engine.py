@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound
 
 import docker
@@ -30,7 +31,7 @@ from service.jobs.settings import ServiceSettings
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "lorot-test-base"
 WORKER = "lorot-test-worker"
-PROGRAMS = {"dockerd": "docker.io", "debootstrap": "debootstrap"}
+PROGRAMS = {"dockerd": "docker.io", "debootstrap": "debootstrap", "curl": "curl"}
 # What the host's Python and its packages are linked against, and what a build needs.
 LIBRARIES = (
     *("libssl3", "libffi8", "libsqlite3-0", "libbz2-1.0", "liblzma5", "libreadline8", "libncursesw6", "zlib1g"),
@@ -62,6 +63,11 @@ class Engine:
     @property
     def client(self) -> Any:
         return docker.DockerClient(base_url=self.url, version="auto", timeout=120)
+
+    @property
+    def gateway(self) -> str:
+        """This machine's address as containers reach it."""
+        return str(self.client.api.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"])
 
     def start(self, *options: str) -> None:
         """Start it, with these options in the place of live-restore; returns when it answers."""
@@ -206,6 +212,8 @@ def _existing() -> Engine | None:
 @cache
 def own() -> Engine:
     """The tests' own engine, started; raises RefusedError."""
+    if os.getuid() != 0:
+        raise RefusedError("no engine at DOCKER_HOST, and only root can start one")
     install()
     folder = Path(tempfile.mkdtemp(prefix="lorot-engine-"))
     engine = Engine(f"unix://{folder}/docker.sock", folder)
@@ -221,6 +229,7 @@ def _end(engine: Engine) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     engine.stop()
     assert engine.folder is not None
+    _end_shims(engine.folder)
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         # What a killed engine has left mounted.
         if line.split()[1].startswith(str(engine.folder)):
@@ -228,15 +237,22 @@ def _end(engine: Engine) -> None:
     shutil.rmtree(engine.folder, ignore_errors=True)
 
 
-def install() -> None:
-    """Install what is missing by apt; raises RefusedError where that is not possible."""
-    if os.getuid() != 0:
-        raise RefusedError("no engine at DOCKER_HOST, and only root can start one")
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+def _end_shims(folder: Path) -> None:
+    """End what an engine that was killed while it started a container knows nothing of any more."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        line = process.info["cmdline"] or []
+        if process.info["name"].startswith("containerd-shim") and any(part.startswith(f"{folder}/") for part in line):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def install(programs: Mapping[str, str] = PROGRAMS) -> None:
+    """Install what is missing by apt, given each program's package; raises RefusedError where that is not possible."""
+    missing = [package for program, package in programs.items() if shutil.which(program) is None]
     if not missing:
         return
-    if shutil.which("apt-get") is None:
-        raise RefusedError(f"no engine at DOCKER_HOST, and no apt-get that could install {', '.join(missing)}")
+    if os.getuid() != 0 or shutil.which("apt-get") is None:
+        raise RefusedError(f"{', '.join(missing)}: not installed, and only root can install Debian's packages")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *missing, "tini", "iptables"]):
         done = subprocess.run(

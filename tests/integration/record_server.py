@@ -62,9 +62,9 @@ class PostgreSQL:
 class Server:
     """An `mlflow server`. Its address stays the same over `kill` and `start`."""
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+    def __init__(self, folder: Path, database: str | None = None, host: str = "127.0.0.1") -> None:
+        self._host, self.port = host, free_port()
+        self.uri = f"http://{host}:{self.port}"
         self._folder = folder
         self._database = database or f"sqlite:///{folder / 'server.db'}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,7 +77,7 @@ class Server:
             return
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self._host, "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self._database]
         command += ["--artifacts-destination", str(self._folder / "server-artifacts")]
         with (self._folder / "server.log").open("ab") as log:

@@ -1,11 +1,7 @@
 """Training in containers of a real Docker engine: one node, two that meet, and the whole way from a submission."""
 
 import json
-import os
 import secrets
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,6 @@ import pytest
 import yaml
 
 from service import store
-from service.errors import TrackingError
 from service.jobs.backends import Order
 from service.jobs.backends.docker import DockerBackend
 from service.jobs.controller import Controller
@@ -25,7 +20,8 @@ from service.jobs.spec import JobSpec
 from tests.integration import engine as engines
 from tests.integration.engine import Engine, RefusedError
 from tests.integration.processes import await_
-from tests.integration.record_server import free_port
+from tests.integration.record_server import Server
+from tests.integration.service_process import draw_demo
 
 pytestmark = pytest.mark.integration
 
@@ -43,46 +39,19 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def record(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server where containers and this machine both reach it: the engine's own address on its bridge."""
-    folder = tmp_path_factory.mktemp("record")
-    bridge = engine.client.api.inspect_network("bridge")
-    host, port = bridge["IPAM"]["Config"][0]["Gateway"], free_port()
-    database = f"sqlite:///{folder}/server.db"
-    store.ensure_ready(database)
-    line = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    line += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(line, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    uri = f"http://{host}:{port}"
-
-    def answers() -> bool:
-        assert server.poll() is None, (folder / "server.log").read_text()[-3000:]
-        try:
-            store.ensure_ready(uri)
-        except TrackingError:
-            return False
-        return True
-
+    server = Server(tmp_path_factory.mktemp("record"), host=engine.gateway)
     try:
-        await_(answers, "the MLflow server answers", 180)
-        yield uri
+        server.start()
+        yield server.uri
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with the demo set, drawn beforehand: jobs only read."""
+    """A data root with the demo set."""
     root = tmp_path_factory.mktemp("data")
-    line = [sys.executable, "-m", "service.cli", "data", "demo", "--root", str(root / "demo")]
-    options = ["train_count=64", "val_count=16", "size=40"]
-    done = subprocess.run([*line, *options], cwd=engines.ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    # Whoever the containers run as.
-    for place in (root, *root.rglob("*")):
-        place.chmod(0o755 if place.is_dir() else 0o644)
+    draw_demo(root / "demo")
     return root
 
 

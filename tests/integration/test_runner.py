@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.jobs import orders, runner
+from service.jobs import memory, memory_group, orders, runner
 from service.jobs.backends import Order, local
 from service.jobs.job import Job
 from service.jobs.spec import JobSpec
-from tests.integration.processes import await_
+from tests.integration.processes import await_, family
 from tests.service.job_specs import settings
 
 pytestmark = pytest.mark.integration
@@ -33,6 +34,34 @@ if "short" in sys.argv: sys.exit(3)
 time.sleep(600)
 """
 
+# Some children that take so many MiB each, and say their numbers.
+GREEDY = """
+import subprocess, sys, time
+count, size = sys.argv[1:3]
+stays = "" if "ends" in sys.argv else "time.sleep(600)"
+line = f"import time; held = bytearray(b'x') * ({size} << 20); {stays}"
+children = [subprocess.Popen([sys.executable, "-c", line]) for _ in range(int(count))]
+for child in children: print(child.pid, flush=True)
+for child in children: child.wait()
+"""
+# Some children that all read the same MiB.
+SHARED = """
+import mmap, os, sys
+count, size = map(int, sys.argv[1:3])
+shared = mmap.mmap(-1, size << 20)
+shared.write(b"x" * (size << 20))
+there, told = os.pipe()
+for _ in range(count):
+    if not os.fork():
+        sum(shared[at] for at in range(0, size << 20, 4096))
+        os.write(told, b".")
+        sys.stdin.read()
+        os._exit(0)
+while count: count -= len(os.read(there, count))
+print("all have read it", flush=True)
+sys.stdin.read()
+"""
+
 
 @pytest.fixture
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> local.Local:
@@ -48,7 +77,7 @@ def again(tmp_path: Path) -> local.Local:
 
 
 def order(tmp_path: Path, *command: str, **fields: object) -> Order:
-    job = Job(ID, "1", JobSpec(grace_s=1, **fields), "starting")  # type: ignore[arg-type]
+    job = Job(ID, "1", JobSpec(**{"grace_s": 1, **fields}), "starting")  # type: ignore[arg-type]
     return Order(NAME, job, orders.folder_of(settings(tmp_path), ID), command, {"NOTE": "noted"})
 
 
@@ -140,13 +169,86 @@ def test_what_a_command_leaves_behind_ends_with_it(backend: local.Local, tmp_pat
     assert not psutil.pid_exists(grandchild)
 
 
-def test_a_command_killed_by_somebody_else_is_taken_for_out_of_memory(backend: local.Local, tmp_path: Path) -> None:
-    backend.start(order(tmp_path, *program(FAMILY)))
+def test_a_command_killed_by_somebody_else_is_not_taken_for_out_of_memory(backend: local.Local, tmp_path: Path) -> None:
+    backend.start(order(tmp_path, *program(FAMILY), resources={"memory": "8GB"}))
     await_up(tmp_path)
     os.kill(runner.read(attempt(tmp_path) / "begun.json")["command"]["pid"], signal.SIGKILL)
     await_end(backend)
     status = backend.status(NAME, {})
+    assert (status.exit_code, status.out_of_memory) == (-9, False)
+    assert status.reason.startswith("killed by signal 9, by somebody else")
+
+
+def test_a_job_whose_processes_take_more_together_than_they_may_is_killed_and_told_so(
+    backend: local.Local, tmp_path: Path
+) -> None:
+    # None of them alone is too large.
+    backend.start(order(tmp_path, *program(GREEDY, "3", "80"), resources={"memory": "200MB"}, grace_s=600))
+    await_end(backend)
+    status = backend.status(NAME, {})
     assert (status.exit_code, status.out_of_memory) == (-9, True)
+    found = re.fullmatch(
+        r"used (\d+\.\d) MB of 200\.0 MB allowed, and was killed \(resources\.memory\); .+", status.reason
+    )
+    assert found, status.reason
+    # 3 x 80 MiB and the interpreters, as far as they had come when it was looked at.
+    assert 200 < float(found[1]) < 400
+    assert not [pid for pid in map(int, log(tmp_path).split()) if psutil.pid_exists(pid)]
+
+
+def test_a_job_within_its_memory_is_left_alone(backend: local.Local, tmp_path: Path) -> None:
+    backend.start(order(tmp_path, *program(GREEDY, "2", "40", "ends"), resources={"memory": "400MB"}))
+    await_end(backend)
+    assert (backend.status(NAME, {}).exit_code, backend.status(NAME, {}).reason) == (0, "")
+
+
+def test_what_processes_share_is_counted_once(tmp_path: Path) -> None:
+    shared = program(SHARED, "4", "100")
+    with subprocess.Popen(shared, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        assert parent.stdout.readline() == "all have read it\n"
+        everybody = family(parent.pid)
+        resident = sum(one.memory_info().rss for one in everybody)
+        found = memory.used(everybody)
+        parent.stdin.close()
+    # The kernel's own word for each page: divided by those who have mapped it.
+    assert len(everybody) == 5
+    assert resident > 500 * 2**20
+    assert 100 * 2**20 < found < 220 * 2**20
+
+
+def test_a_kill_by_the_kernel_for_memory_is_told_from_others(tmp_path: Path) -> None:
+    """In a group of processes with 60 MB, in which the runner is as well, as in a container."""
+    group = limited(60 * 2**20)
+    attempt(tmp_path).mkdir(parents=True)
+    line = program("import os, sys; print(os.getpid(), flush=True); held = bytearray(500 << 20); print('not killed')")
+    (attempt(tmp_path) / "order.json").write_text(json.dumps({"command": line, "environment": {}, "grace_s": 1}))
+    enter = ["sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh", str(group / "cgroup.procs")]
+    try:
+        runs = [sys.executable, "-m", "service.jobs.runner", str(attempt(tmp_path))]
+        subprocess.run([*enter, *runs], env=here(), check=True, timeout=60)
+    finally:
+        group.rmdir()
+    ended = runner.read(attempt(tmp_path) / "exit.json")
+    assert "not killed" not in log(tmp_path)
+    assert (ended["exit_code"], ended["out_of_memory"], ended.get("reason")) == (-9, True, None)
+
+
+def limited(most_bytes: int) -> Path:
+    """A group of processes that the kernel limits, of either version; skips where this machine lets us make none."""
+    name = f"lorot-test-{os.getpid()}"
+    if found := memory_group.below(Path("/sys/fs/cgroup"), name, most_bytes):
+        # Only what is too large, not the runner too.
+        (found.path / "memory.oom.group").write_text("0")
+        return found.path
+    older = Path("/sys/fs/cgroup/memory") / name
+    try:
+        older.mkdir()
+        (older / "memory.limit_in_bytes").write_text(str(most_bytes))
+    except OSError as error:
+        pytest.skip(f"no limited group of processes can be made here ({error.strerror}): that takes root, and cgroups")
+    return older
 
 
 def test_a_killed_runner_leaves_an_attempt_that_runs_can_be_stopped_and_is_never_started_again(

@@ -1,8 +1,9 @@
 """What a tiny job runs in place of training: it notes that it begins and ends, and writes some lines meanwhile.
 
-    python -I -S tiny_job.py LEDGER JOB ATTEMPT
+    python -I -S tiny_job.py LEDGER
 
-TINY_LINES and TINY_SECONDS say how many lines, over how long. A second start of the same attempt would be noted too.
+Job and attempt are those that the service names in its environment. TINY_LINES and TINY_SECONDS say how many lines,
+over how long. A second start of the same attempt would be noted too.
 """
 
 import os
@@ -11,7 +12,8 @@ import time
 
 
 def main() -> None:
-    ledger, job, attempt = sys.argv[1:]
+    (ledger,) = sys.argv[1:]
+    job, attempt = os.environ["LOROT_RUN_ID"], os.environ["LOROT_JOB_ATTEMPT"]
     lines, seconds = int(os.environ.get("TINY_LINES", "1")), float(os.environ.get("TINY_SECONDS", "0"))
     note(ledger, f"begin {job} {attempt}")
     began = time.monotonic()

@@ -50,7 +50,7 @@ class TinyJobs(local.Local):
         self._ledger = ledger
 
     def start(self, order: Order) -> Handle:
-        line = [sys.executable, "-I", "-S", str(PROGRAM), str(self._ledger), order.job.id, str(order.number)]
+        line = [sys.executable, "-I", "-S", str(PROGRAM), str(self._ledger)]
         return super().start(replace(order, command=tuple(line)))
 
 
@@ -69,12 +69,12 @@ class TinyService:
         self._port = port
         self.process: subprocess.Popen[bytes] | None = None
 
-    def configure(self, **values: Any) -> None:
-        """Write service.yaml; what is given comes on top of what a test needs."""
+    def configure(self, *, backends: Mapping[str, Any] | None = None, **values: Any) -> None:
+        """Write service.yaml; what is given comes on top of what a test needs. `backends`: besides the local one."""
         own: dict[str, Any] = {"state": str(self.folder / "state"), "results": str(self.folder / "jobs"), "poll_s": 0.2}
         own |= {"data_roots": [str(DATA)], "gpus": 0, "limits": {"requests_per_minute": 10**6}}
         own |= {"tracking_uri": f"sqlite:///{self.folder}/mlruns/mlflow.db"}
-        own |= {"backends": {"local": {"environment": ["TINY_*"]}}}
+        own |= {"mounts": [str(PROGRAM.parent)], "backends": {"local": {"environment": ["TINY_*"]}, **(backends or {})}}
         (self.folder / "service.yaml").write_text(yaml.safe_dump(own | values))
 
     def start(self) -> None:
@@ -118,11 +118,12 @@ class TinyService:
             return json.load(answer)
 
     def noted(self) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
-        """How often each (job, attempt) has begun, and has ended."""
+        """How often each (job, attempt) has begun, and has ended; those in containers have a ledger each."""
         counts: dict[str, Counter[tuple[str, str]]] = {"begin": Counter(), "end": Counter()}
-        for line in self.ledger.read_text().splitlines():
-            what, job, attempt = line.split()
-            counts[what][job, attempt] += 1
+        for ledger in (self.ledger, *self.folder.glob("jobs/*/outputs*/ledger")):
+            for line in ledger.read_text().splitlines():
+                what, job, attempt = line.split()
+                counts[what][job, attempt] += 1
         return counts["begin"], counts["end"]
 
 
@@ -130,6 +131,14 @@ def spec(name: str, *, lines: int = 1, seconds: float = 0.0, **fields: Any) -> d
     """A job's, for a request."""
     environment = {"TINY_LINES": str(lines), "TINY_SECONDS": str(seconds)}
     return {"kind": "train", "name": name, "config": CONFIG, "environment": environment, **fields}
+
+
+def container_spec(name: str, *, lines: int = 1, seconds: float = 0.0, **fields: Any) -> dict[str, Any]:
+    """The same in a container of an image with Python; its ledger is an output of the job."""
+    own = spec(name, lines=lines, seconds=seconds, kind="container", backend="docker", mounts=[str(PROGRAM.parent)])
+    del own["config"]
+    own |= {"command": ["python3.11", "-I", "-S", str(PROGRAM), "/results/ledger"], "outputs": ["ledger"]}
+    return own | {"resources": {"memory": "128MiB", "shm": "1MiB"}} | fields
 
 
 def main() -> None:

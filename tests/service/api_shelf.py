@@ -33,6 +33,8 @@ class Shelf:
         self.orders: dict[str, Order] = {}
         self.ends: dict[str, int] = {}
         self.written: dict[str, bytes] = {}
+        # How many last lines were asked for, each time that a log was.
+        self.tails: list[int | None] = []
         self._more = threading.Condition()
 
     def check(self, job: Job) -> None:
@@ -58,12 +60,13 @@ class Shelf:
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
     ) -> Iterator[bytes]:
-        told = 0
+        self.tails.append(tail)
+        told, data = 0, self.written.get(name, b"")
+        if tail is not None:
+            told = len(data) - len(b"".join(data.splitlines(keepends=True)[-tail:]) if tail else b"")
         while True:
             ended = name in self.ends
             data = self.written.get(name, b"")
-            if tail is not None:
-                data = b"".join(data.splitlines(keepends=True)[-tail:]) if tail else b""
             if data[told:]:
                 yield data[told:]
                 told = len(data)

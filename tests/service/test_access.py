@@ -18,7 +18,7 @@ from service.api.faults import ForbiddenError, status_of
 from service.api.limits import Buckets
 from service.api.sessions import COOKIE, LIFETIME_S, Sessions
 from service.api.tokens import SCOPES, Tokens
-from service.errors import BackendError, ConfigError
+from service.errors import BackendError, ConfigError, StorageError
 from service.jobs.settings import ServiceSettings
 from tests.service.api_shelf import Served, served, spec
 
@@ -278,6 +278,8 @@ def test_another_sites_page_cannot_make_a_browser_submit_or_stop_jobs(here: Serv
 def test_a_session_stands_for_its_token_and_changes_things_with_the_forms_word_only(here: Served) -> None:
     secret = here.access.tokens.create("ann", "submit")
     response = Response()
+    with pytest.raises(ForbiddenError):
+        here.access.sign_in(request("POST", origin="http://evil.example", host="localhost"), response, secret)
     assert here.access.sign_in(request("POST"), response, f" {secret}\n").name == "ann"
     told = response.headers["set-cookie"].lower()
     assert "httponly" in told
@@ -312,6 +314,14 @@ def test_a_session_ends_with_its_token_its_time_and_the_sign_out(tmp_path: Path)
     mine = sessions.open(token)
     sessions.close(mine)
     assert not sessions.holds(mine, token)
+
+
+def test_a_key_that_was_cut_short_signs_nothing(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    tokens.create("ann", "read")
+    (tmp_path / "key").write_bytes(b"short")
+    with pytest.raises(StorageError, match="no key of 32 bytes"):
+        Sessions(tmp_path / "key").open(tokens.list()[0])
 
 
 def test_a_session_that_was_tampered_with_is_none(tmp_path: Path) -> None:

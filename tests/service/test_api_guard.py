@@ -6,6 +6,7 @@ import logging
 import re
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,10 +239,27 @@ def test_prometheus_reads_the_queue_the_states_and_how_running_jobs_do(
     assert found[f"lorot_job_images_per_second{label}"] == 1234.5
     assert found[f"lorot_job_data_wait_share{label}"] == 0.25
     assert found["lorot_controller_well"] == 1
+    assert found["lorot_jobs_partial"] == 0
     assert found['lorot_request_seconds_count{method="POST",route="/v1/jobs",status="2xx"}'] == 3
     here.client.get("/metrics")
     assert asked == [running], "what a job says is asked once in a while"
     assert here.desk.get(waiting).state == "queued"
+
+
+def test_prometheus_reads_how_long_rounds_take(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> tuple[float, float]:
+        found = samples(here.client.get("/metrics").text)
+        return found["lorot_controller_round_seconds_count"], found["lorot_controller_round_seconds_sum"]
+
+    count, sum_s = read()
+    began = time.monotonic()
+    for _ in range(3):
+        here.controller.step()
+    monkeypatch.setattr(here.controller, "_round", lambda: 1 / 0)
+    here.controller.step()
+    took_s = time.monotonic() - began
+    assert read()[0] == count + 4, "one that fails counts too"
+    assert 0 < read()[1] - sum_s <= took_s
 
 
 def test_made_up_methods_and_addresses_make_no_series(here: Served) -> None:

@@ -438,7 +438,9 @@ def test_a_log_that_nobody_reads_any_more_is_let_go_while_it_is_looked_at(tmp_pa
 
 
 def test_an_id_that_is_none_is_refused() -> None:
-    assert Followers.place("2:70", None) == (2, 70)
-    assert Followers.place("70", 3) == (3, 70)
-    with pytest.raises(ConfigError, match="Last-Event-ID"):
-        Followers.place("seventy", None)
+    assert Followers.place("2:70", None) == (2, 70, "")
+    assert Followers.place("2:70@0123abcd", None) == (2, 70, "0123abcd")
+    assert Followers.place("70", 3) == (3, 70, "")
+    for wrong in ("seventy", "²:3", "1:70@", "1:70@0123abc/", ":70", "70@0123abcd@0123abcd"):
+        with pytest.raises(ConfigError, match="Last-Event-ID"):
+            Followers.place(wrong, None)

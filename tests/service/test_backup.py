@@ -186,6 +186,59 @@ def test_a_backup_that_fails_leaves_nothing(settings: ServiceSettings, tmp_path:
         back_up(settings, tmp_path / "nowhere" / "b.tar")
 
 
+def test_what_a_service_needs_only_while_it_runs_and_the_database_itself_are_not_among_the_files(
+    settings: ServiceSettings, place: str, tmp_path: Path
+) -> None:
+    for name in ("service.json", "session.key", "submit.lock", ".tokens.json.writing"):
+        (settings.state / name).write_text("of now")
+    # As where MLflow was told to keep artifacts beside its database.
+    store.client(place).create_experiment("beside", artifact_location=(tmp_path / "mlruns").as_uri())
+    made = back_up(settings, tmp_path / "b.tar")
+    with archive.reading(made) as reader:
+        names = list(reader.manifest.files)
+    assert sorted(name for name in names if name.startswith("state/")) == ["state/tokens.json"]
+    assert [name for name in names if "mlflow.db" in name] == ["database/mlflow.db"]
+    assert any(name.endswith("weights.txt") for name in names)
+
+
+def test_what_comes_while_files_are_read_is_in_the_backup_whole_or_not_at_all(
+    settings: ServiceSettings, place: str, tmp_path: Path
+) -> None:
+    """A run that comes when the artifacts have been read already: the database of before knows nothing of it."""
+    before = told(place)
+
+    def say(text: str) -> None:
+        if text.startswith("job folders"):
+            api = store.client(place)
+            run_id = api.create_run(api.get_experiment_by_name("lorot").experiment_id).info.run_id
+            api.log_text(run_id, "weights late", "model/weights.txt")
+
+    made = back_up(settings, tmp_path / "b.tar", with_jobs=True, say=say)
+    assert len(told(place)) == len(before) + 1
+    done = restore(made, tmp_path / "new")
+    after = told(str(settings_file.load(done.settings).tracking_uri))
+    assert [entry[0] for entry in after[:-2]] == [entry[0] for entry in before[:-2]]
+
+
+@pytest.mark.parametrize("trouble", ["database", "room"])
+def test_a_restore_that_fails_leaves_nothing(
+    trouble: str, settings: ServiceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = back_up(settings, tmp_path / "b.tar")
+
+    def fails(*_: object) -> None:
+        raise TrackingError("the database refuses")
+
+    if trouble == "database":
+        monkeypatch.setattr(database, "relocate", fails)
+    else:
+        usage = type(shutil.disk_usage(tmp_path))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, made.stat().st_size))
+    with pytest.raises((TrackingError, StorageError), match=r"the database refuses|too little room"):
+        restore(made, tmp_path / "there" / "new")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_no_password_and_no_secret_gets_into_an_archive(settings: ServiceSettings, place: str, tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "key").write_text("s3cr3t-one")

@@ -8,6 +8,8 @@ import yaml
 
 from pipelines.amounts import shown_bytes
 from service import check, config, config_file
+from service.api import guard
+from service.api.limits import Buckets
 from service.console import amounts, submission
 from tests.service.console_service import TINY, Page, Service, service
 
@@ -27,7 +29,9 @@ def filled(here: Service, **fields: str) -> dict[str, str]:
 
 
 def send(here: Service, action: str, status: int, **fields: str) -> Page:
-    answer = here.client.post("/submit", data={**filled(here, **fields), "action": action})
+    """Send the form, as it is typed or by a button."""
+    path = "/submit/look" if action == "validate" else "/submit"
+    answer = here.client.post(path, data={**filled(here, **fields), "action": action})
     assert answer.status_code == status, answer.text
     return Page(answer.text)
 
@@ -182,6 +186,49 @@ def test_the_form_keeps_the_limits_the_key_and_the_count_of_the_api(place: str, 
     assert (full.status_code, full.headers["retry-after"]) == (429, "30")
     assert Page(full.text).fields()["name"] == "kept"
     assert len(here.desk.record.jobs()) == 1
+
+
+def audited(here: Service) -> list[str]:
+    path = here.desk.settings.state / "audit.jsonl"
+    return [json.loads(line)["what"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_looking_at_a_form_is_no_submission_for_the_record_the_audit_log_or_the_limit(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No time goes by, however slow this machine is.
+    monkeypatch.setattr(guard, "Buckets", lambda per_minute: Buckets(per_minute, lambda: 0.0))
+    here = service(tmp_path, limits={"requests_per_minute": 4, "looks_per_minute": 9})
+    sent = filled(here)
+    # Whatever is pressed there, nothing is handed in.
+    for action in ("validate", "submit", "") * 3:
+        answer = here.client.post("/submit/look", data={**sent, "action": action})
+        assert (answer.status_code, Page(answer.text).fields()["key"]) == (200, sent["key"])
+    late = here.client.post("/submit/look", data={**sent, "action": "validate"})
+    assert (late.status_code, late.json()["error"]["type"]) == (429, "TooManyRequestsError")
+    assert 1 <= int(late.headers["retry-after"]) <= 8
+    # The other requests have lost nothing by it, and who checks without a script hands nothing in either.
+    assert here.client.post("/submit", data={**sent, "overrides": "=", "action": "check"}).status_code == 200
+    assert (here.desk.record.jobs(), audited(here)) == ([], [])
+    assert here.client.post("/submit", data={**sent, "action": "submit"}).status_code == 303
+    assert audited(here) == ["form: submit"]
+    assert here.client.get("/").status_code == 200
+    assert here.client.get("/").status_code == 429
+
+
+def test_a_look_is_for_those_who_may_submit_and_has_the_limit_of_all_bodies(place: str, tmp_path: Path) -> None:
+    here = service(tmp_path, limits={"body_bytes": 2000})
+    head = {name: f"Bearer {here.access.tokens.create(name, name)}" for name in ("read", "submit")}
+    sent = {"action": "validate", "kind": "train"}
+    long = here.client.post(
+        "/submit/look", data={**sent, "yaml": "x" * 3000}, headers={"Authorization": head["submit"]}
+    )
+    assert long.status_code == 413
+    assert here.client.post("/submit/look", data=sent).status_code == 401
+    for name, status in (("read", 403), ("submit", 200)):
+        assert here.client.post("/submit/look", data=sent, headers={"Authorization": head[name]}).status_code == status
+    # Who was refused is noted as ever.
+    assert audited(here) == ["POST /submit/look"]
 
 
 def test_a_job_can_be_submitted_once_more_with_changes(here: Service) -> None:

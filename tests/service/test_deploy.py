@@ -49,11 +49,13 @@ def of_kind(documents: Documents, kind: str) -> dict[str, dict[str, Any]]:
 
 def templates(documents: Documents) -> dict[str, dict[str, Any]]:
     """The pod template of everything that makes pods."""
-    return {
+    found = {
         name: document["spec"]["template"]
         for kind in ("Deployment", "StatefulSet")
         for name, document in of_kind(documents, kind).items()
     }
+    timed = of_kind(documents, "CronJob").items()
+    return found | {name: document["spec"]["jobTemplate"]["spec"]["template"] for name, document in timed}
 
 
 def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
@@ -130,6 +132,8 @@ def test_only_the_service_gets_a_token_of_the_cluster(documents: Documents) -> N
 
 def test_every_server_is_probed_and_the_service_by_its_own_pages(documents: Documents) -> None:
     for name, template in templates(documents).items():
+        if name in of_kind(documents, "CronJob"):
+            continue
         (container,) = template["spec"]["containers"]
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
     (service,) = templates(documents)["lorot"]["spec"]["containers"]
@@ -229,6 +233,9 @@ def test_pods_reach_what_they_need_and_nothing_else(documents: Documents) -> Non
     if "postgres" in templates(documents):
         assert allowed(documents, record, named("postgres"), 5432)
         assert allowed(documents, record, named("store"), 8333)
+        assert allowed(documents, named("backup"), named("postgres"), 5432)
+        assert allowed(documents, named("backup"), named("store"), 8333)
+        assert not allowed(documents, named("backup"), record, 5000)
         for other in (service, work):
             assert not allowed(documents, other, named("postgres"), 5432)
             assert not allowed(documents, other, named("store"), 8333)
@@ -279,6 +286,32 @@ def test_the_pods_of_jobs_come_from_what_the_overlay_makes(documents: Documents,
     }
     assert claims <= set(of_kind(documents, "PersistentVolumeClaim"))
     assert spec["serviceAccountName"] == "lorot-job"
+
+
+def test_the_record_is_backed_up_each_night_from_where_the_service_and_mlflow_keep_it(
+    documents: Documents, tmp_path: Path
+) -> None:
+    if "postgres" not in templates(documents):
+        assert "backup" not in templates(documents)
+        return
+    (container,) = templates(documents)["backup"]["spec"]["containers"]
+    (server,) = templates(documents)["mlflow"]["spec"]["containers"]
+    own, its = ({entry["name"]: entry for entry in one["env"]} for one in (container, server))
+    for name in ("MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        assert own[name] == its[name]
+    assert own["PGPASSWORD"]["valueFrom"] == its["POSTGRES_PASSWORD"]["valueFrom"]
+    line = container["args"]
+    said = {name: line[line.index(name) + 1] for name in ("--settings", "--database", "--artifacts")}
+    assert said["--artifacts"] == its["MLFLOW_ARTIFACTS_DESTINATION"]["value"]
+    assert said["--database"] == its["MLFLOW_BACKEND_STORE_URI"]["value"].replace(":$(POSTGRES_PASSWORD)", "").replace(
+        "+psycopg2", ""
+    )
+    mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    settings = told(documents, tmp_path)
+    assert mounted[str(settings.state)]["readOnly"] is True
+    assert Path(said["--settings"]).parent.as_posix() in mounted
+    assert "readOnly" not in mounted[line[1]]
+    assert templates(documents)["backup"]["spec"]["restartPolicy"] == "Never"
 
 
 def test_several_machines_need_volumes_that_several_can_write_to() -> None:
@@ -354,7 +387,8 @@ def test_our_images_have_the_version_of_this_checkout(documents: Documents, tmp_
     }
     # A tag that moves would be pulled at each start, also where the image was only loaded.
     assert {image.partition(":")[2] for image in ours} == {project["version"]}
-    assert {image.partition(":")[0] for image in ours} == {"lorot", "lorot-service", "lorot-record"}
+    more = {"lorot-backup"} & {f"lorot-{name}" for name in templates(documents)}
+    assert {image.partition(":")[0] for image in ours} == {"lorot", "lorot-service", "lorot-record"} | more
     assert not any(image.endswith(":latest") or ":" not in image for image in images)
 
 

@@ -15,7 +15,7 @@ from service.jobs.backends import docker_ends as ends
 from service.jobs.backends.docker import DockerBackend
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
-from service.jobs.spec import JobSpec
+from service.jobs.spec import JobSpec, num_bytes
 
 RUN = "0123456789abcdef0123456789abcdef"
 NAME = "lorot-0123456789ab-1"
@@ -104,7 +104,7 @@ def test_resources_become_limits_without_swap_on_top(settings: ServiceSettings) 
     [("1", 1), ("7B", 7), ("3k", 3000), ("8GB", 8 * 10**9), ("8Gi", 8 * 2**30), ("2TiB", 2**41), ("5M", 5 * 10**6)],
 )
 def test_amounts_of_memory_are_read_as_they_are_written(text: str, count: int) -> None:
-    assert containers.num_bytes(text) == count
+    assert num_bytes(text) == count
 
 
 def test_each_node_gets_its_own_gpus_by_name(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:

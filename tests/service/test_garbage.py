@@ -1,6 +1,7 @@
 """What `lorot gc` removes, and what it never does: told from a real folder of jobs and real checkpoints."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -157,6 +158,20 @@ def test_soundness_is_judged_as_training_does(settings: ServiceSettings) -> None
     assert checkpoint.newest(folder / "checkpoints")[0] is not None
 
 
+def test_a_checkpoint_whose_index_names_a_file_elsewhere_is_not_sound(settings: ServiceSettings) -> None:
+    place = (IDS[0], "run", "checkpoints", "step-00000010")
+    fill(settings, 0, 10)
+    path = settings.results.joinpath(*place)
+    index = json.loads((path / "checkpoint.json").read_text())
+    name, own = next(iter(index["files"].items()))
+    (path.parent / name).write_bytes((path / name).read_bytes())
+    index["files"] = {f"../{name}": own}
+    content = {key: value for key, value in index.items() if key != "sha256"}
+    index["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (path / "checkpoint.json").write_text(json.dumps(index))
+    assert not checkpoints.is_sound(settings.results, place)
+
+
 def test_the_newest_ones_can_be_kept_and_runs_set_aside_by_a_retry_are_not_resumed(settings: ServiceSettings) -> None:
     folder, aside = fill(settings, 0, 10, 20, 30), fill(settings, 0, 5, 15, run="run.1")
     remove(find(settings, [job(0, "failed")], keep_last=2), keep_last=2)
@@ -196,7 +211,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["run/worker.lock", "run/launcher.lock", "run/launcher-10.0.0.1.lock"])
+@pytest.mark.parametrize(
+    "name", ["run/worker.lock", "run/launcher.lock", "run/launcher-10.0.0.1.lock", "attempts/1/runner.lock"]
+)
 def test_a_folder_that_a_living_process_holds_is_left_alone_whatever_the_record_says(
     settings: ServiceSettings, name: str
 ) -> None:
@@ -279,6 +296,7 @@ def test_long_logs_are_cut_to_their_last_lines(settings: ServiceSettings) -> Non
     (attempt / "log-node0.txt").write_text("".join(lines))
     (attempt / "log-node1.txt").write_text("short\n")
     (attempt / "exit.json").write_text("{}" + " " * 50_000)
+    (attempt / "log-node0.txt").chmod(0o640)
     before = (attempt / "log-node0.txt").stat().st_size
     found = find(settings, [job(0)], log_bytes=2000)
     assert [(item.kind, item.num_bytes) for item in found.items] == [("log", before - 2000)]
@@ -287,6 +305,7 @@ def test_long_logs_are_cut_to_their_last_lines(settings: ServiceSettings) -> Non
     assert "lorot gc" in head
     assert rest == lines[-len(rest) :]
     assert 1900 < (attempt / "log-node0.txt").stat().st_size <= 2000
+    assert (attempt / "log-node0.txt").stat().st_mode & 0o777 == 0o640
     assert (attempt / "log-node1.txt").read_text() == "short\n"
     assert (attempt / "exit.json").stat().st_size == 50_002
     assert find(settings, [job(0)], log_bytes=2000).items == []

@@ -1,6 +1,7 @@
 """The loop: whatever is killed, away or slow, each attempt is started once and no job is lost."""
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service import run_creation, store
-from service.errors import TakenError
+from service.errors import StateError, TakenError
 from service.jobs import attempts, orders
 from service.jobs.backends import Status
 from service.jobs.controller import Controller
@@ -147,6 +148,39 @@ def test_resume_and_retry_by_hand_make_a_further_attempt(service: Service) -> No
     assert [attempt.number for attempt in service.desk.get(job.id).attempts] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("what", ["resume", "retry"])
+def test_a_job_that_somebody_else_has_resumed_meanwhile_goes_on_undisturbed(
+    what: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit(retries=0)
+    service.step()
+    service.backend.end(service.name(job), 1)
+    service.step()
+    real = service.desk.check
+
+    def meanwhile(given: JobSpec) -> object:
+        monkeypatch.setattr(service.desk, "check", real)
+        service.desk.resume(job.id)
+        service.step()
+        return real(given)
+
+    monkeypatch.setattr(service.desk, "check", meanwhile)
+    with pytest.raises(StateError, match="is running"):
+        getattr(service.desk, what)(job.id)
+    assert (service.state(job), service.backend.starts.total()) == ("running", 2)
+
+
+def test_an_attempt_that_the_record_does_not_know_any_more_is_adopted(service: Service) -> None:
+    """As after the restore of an older record: the job's own attempt runs, under the name that it would get now."""
+    job = service.submit()
+    name = f"lorot-{job.id[:12]}-1"
+    service.backend.now[name], service.backend.jobs[name] = Status("running"), job.id
+    service.restart()
+    service.step()
+    assert (service.state(job), service.name(job)) == ("running", name)
+    assert (service.backend.cancelled, service.backend.starts.total()) == ([], 0)
+
+
 def killed_at(service: Service, number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Let the service die after its `number`th word to MLflow or the backend, before it knows the answer."""
     count = [0]
@@ -263,6 +297,19 @@ def test_the_declared_outputs_of_a_container_are_kept_and_no_link_leads_out(plac
     found = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
     assert found == {"outputs/model.bin", "outputs/folder/deep/a.txt"}
     service.controller.stop(0)
+
+
+def test_what_an_attempt_could_not_send_is_in_the_record_when_it_has_ended(service: Service) -> None:
+    job = service.submit()
+    service.step()
+    run = orders.folder_of(service.settings, job.id) / "run"
+    run.mkdir(exist_ok=True)
+    late = [{"run_id": job.id}, {"op": "tags", "time_ms": 1, "values": {"late": "1"}}]
+    (run / "spool.jsonl").write_text("".join(json.dumps(line) + "\n" for line in late))
+    service.backend.end(service.name(job))
+    service.step()
+    assert service.state(job) == "finished"
+    assert store.client().get_run(job.id).data.tags["late"] == "1"
 
 
 def test_one_service_works_on_a_record_and_another_is_told_which(service: Service) -> None:

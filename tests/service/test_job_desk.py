@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import ConfigError, StateError, UnknownJobError
+from service.errors import BackendError, ConfigError, StateError, UnknownJobError
 from service.jobs import desk as desks
 from service.jobs import orders, settings_file
 from service.jobs.desk import Desk
@@ -211,6 +211,20 @@ def test_retry_and_resume_are_for_what_failed_or_was_killed(desk: Desk) -> None:
             what(job.id)
 
 
+@pytest.mark.parametrize("what", ["retry", "resume"])
+def test_what_was_allowed_once_is_asked_again_and_failures_are_counted_anew(
+    what: str, desk: Desk, tmp_path: Path
+) -> None:
+    job, _ = desk.submit(spec())
+    desk.record.change(job.id, state="failed", failures=3)
+    (tmp_path / "data" / "demo").symlink_to(tmp_path / "outside")
+    with pytest.raises(ConfigError, match="lies outside"):
+        getattr(desk, what)(job.id)
+    assert desk.get(job.id).state == "failed"
+    (tmp_path / "data" / "demo").unlink()
+    assert getattr(desk, what)(job.id).failures == 0
+
+
 def test_the_queue_tells_what_is_used_and_who_is_next(desk: Desk) -> None:
     running, _ = desk.submit(spec(resources={"gpus": 1, "cpus": 2}))
     desk.record.change(running.id, state="starting")
@@ -339,6 +353,20 @@ def test_logs_of_an_attempt_that_has_ended_come_from_its_folder(desk: Desk) -> N
     assert b"".join(desk.logs(job.id, attempt=1, tail=1, follow=lambda: True)) == b"last of 1\n"
     with pytest.raises(UnknownJobError, match="there are 1, 2"):
         desk.logs(job.id, attempt=3)
+
+
+def test_what_was_kept_of_a_log_is_shown_while_its_backend_is_away(desk: Desk) -> None:
+    job, _ = desk.submit(spec())
+    desk.record.change(job.id, state="starting", attempts=(Attempt(1, "a"),))
+    backend = desk.backend("local")
+    assert isinstance(backend, MemoryBackend)
+    backend.away = True
+    with pytest.raises(BackendError):
+        b"".join(desk.logs(job.id))
+    folder = orders.attempt_folder(desk.settings, job.id, 1)
+    folder.mkdir(parents=True)
+    (folder / "log-node0.txt").write_text("so far\n")
+    assert b"".join(desk.logs(job.id)) == b"so far\n"
 
 
 def test_the_log_of_a_job_that_waits_is_waited_for_with_signs_of_life(desk: Desk) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -106,6 +107,16 @@ def test_a_local_job_inherits_what_it_needs_and_its_password_is_in_no_file(
     told = made.folder / "attempts" / "1" / "order.json"
     assert json.loads(told.read_text())["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
     assert stat.S_IMODE(told.stat().st_mode) == 0o600
+
+
+def test_a_process_is_known_by_its_number_and_its_start() -> None:
+    own = psutil.Process()
+    told = {"pid": own.pid, "started_s": own.create_time()}
+    assert local._process(told) == own
+    # As after the machine has given the number of a command that has ended to another process.
+    assert local._process({**told, "started_s": own.create_time() - 60}) is None
+    assert local._process({"pid": own.pid}) is None
+    assert local._process(None) is None
 
 
 @pytest.mark.parametrize(("backend", "mode"), [("local", 0o700), ("docker", 0o711)])

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_while_mlflow_is_away_nothing_starts_and_what_runs_goes_on_and_is_record
     assert service.controller.is_well
 
 
+def test_a_status_that_mlflow_did_not_take_is_put_right_in_a_later_round(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit()
+
+    def away(*_: object) -> None:
+        raise store.UnreachableError("nobody there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "_settle", away)
+        service.desk.cancel(job.id)
+    assert store.client().get_run(job.id).info.status == "SCHEDULED"
+    service.step()
+    assert store.client().get_run(job.id).info.status == "KILLED"
+
+
 def test_a_service_that_starts_before_mlflow_is_there_begins_when_it_is(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +113,21 @@ def test_the_jobs_of_a_backend_that_is_away_stay_as_they_are_and_others_go_on(
     service.controller.stop(0)
 
 
+def test_what_waits_for_a_backend_that_is_away_stays_in_the_queue_and_can_be_cancelled_at_once(
+    place: str, tmp_path: Path
+) -> None:
+    docker = MemoryBackend("docker")
+    service = Service(settings(tmp_path), local=MemoryBackend(), docker=docker)
+    service.submit(backend="docker")
+    service.step()
+    waiting = service.submit(backend="docker")
+    docker.away = True
+    service.step(2)
+    assert (service.state(waiting), service.desk.get(waiting.id).attempts) == ("queued", ())
+    assert service.desk.cancel(waiting.id).state == "killed"
+    service.controller.stop(0)
+
+
 def test_one_call_that_hangs_keeps_no_other_job_waiting(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.jobs.controller._PATIENCE_S", 0.05)
     slow, quick = service.submit(), service.submit()
@@ -114,6 +146,56 @@ def test_one_call_that_hangs_keeps_no_other_job_waiting(service: Service, monkey
     finally:
         release.set()
         del service.backend.hangs[service.name(slow)]
+
+
+def test_a_backend_whose_calls_all_hang_keeps_no_other_backend_waiting(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.controller._PATIENCE_S", 0.05)
+    docker = MemoryBackend("docker")
+    service = Service(settings(tmp_path, cpus=64.0), local=MemoryBackend(), docker=docker)
+    slow = [service.submit(backend="docker") for _ in range(12)]
+    while {service.state(job) for job in slow} != {"running"}:
+        service.step()
+    release = threading.Event()
+    docker.hangs = {service.name(job): release for job in slow}
+    try:
+        service.step(2)
+        quick = service.submit()
+        for _ in range(5):
+            service.step()
+            if quick.id in service.controller._busy:
+                wait([service.controller._busy[quick.id]], 20)
+        assert service.state(quick) == "running"
+    finally:
+        release.set()
+        docker.hangs = {}
+        service.controller.stop()
+
+
+def test_an_outage_of_mlflow_uses_up_no_patience_with_the_store_of_artifacts(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: now_s[0], time=lambda: now_s[0]))
+    job = service.submit()
+    service.step()
+    service.backend.end(service.name(job))
+
+    def away(*_: object, **__: object) -> None:
+        raise store.UnreachableError("nobody there")
+
+    with monkeypatch.context() as uploads:
+        uploads.setattr(Record, "upload", away)
+        with monkeypatch.context() as everything:
+            everything.setattr(run_creation, "set_tags", away)
+            everything.setattr(Record, "ask", away)
+            service.step()
+        now_s[0] += 2 * attempts.PATIENCE_S
+        service.step()
+        assert service.state(job) == "running"
+    service.step()
+    assert (service.state(job), service.desk.get(job.id).reason) == ("finished", "")
 
 
 def test_a_store_that_takes_no_artifacts_keeps_no_job_from_ending(

@@ -120,3 +120,8 @@ def test_the_head_starts_when_all_that_ran_before_it_has_ended_however_many_smal
             return
         assert any(lasts > round_ for _, lasts in ahead), "nothing that came before runs, and the head still waits"
     raise AssertionError("the head never started")
+
+
+def test_what_fits_no_machine_is_in_nobodys_way() -> None:
+    waiting = [entry("l", gpus=9), entry("s", since_s=1, gpus=1)]
+    assert names(queue.next_ones(waiting, [], CAPACITY)) == "s"

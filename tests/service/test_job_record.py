@@ -270,3 +270,24 @@ def test_of_twins_the_one_that_the_client_was_told_of_stays_though_the_other_was
     later = store.client().create_run(run.info.experiment_id, start_time=run.info.start_time - 5, tags=tags)
     assert [one.id for one in again(record).jobs()] == [job.id]
     assert store.client().get_run(later.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_of_many_who_change_a_job_at_once_none_is_overlooked(record: Record) -> None:
+    job = record.create(spec())[0]
+    threads = [
+        threading.Thread(target=lambda: [record.update(job.id, lambda now: {"failures": now.failures + 1})])
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert record.get(job.id).failures == 20
+
+
+def test_a_run_that_the_database_has_never_heard_of_was_deleted_by_nobody(record: Record) -> None:
+    job = record.create(spec())[0]
+    assert not record.is_deleted("0" * 32)
+    assert not record.is_deleted(job.id)
+    store.client().delete_run(job.id)
+    assert record.is_deleted(job.id)

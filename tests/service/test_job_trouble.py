@@ -1,19 +1,22 @@
 """The loop where one job is in trouble, or the disk: it is that job's alone, and ends; others go on."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from service import run_creation, store
-from service.errors import BackendError, StorageError, TrackingError
+from service.errors import BackendError, ConfigError, StorageError, TrackingError
 from service.jobs import attempts, orders
 from service.jobs.backends import Handle, Order, Status
 from service.jobs.desk import Desk
 from service.jobs.record import Record
 from tests.service.job_specs import settings
+from tests.service.memory_backend import Killed
 from tests.service.stepped_service import Service
 
 GPUS = {"gpus": 2, "cpus": 1}
@@ -89,6 +92,90 @@ def test_what_a_backend_refuses_of_one_job_is_that_jobs_alone(
     service.step(attempts.TRIES)
     assert service.state(bad) == "failed"
     assert "6MB" in service.desk.get(bad.id).reason
+
+
+def test_what_runs_is_not_given_up_for_a_question_that_nobody_answers(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "REFUSED_S", 0.0)
+    job = service.submit(retries=0)
+    service.step()
+
+    def unanswered(name: str, handle: Handle) -> Status:
+        raise BackendError("the engine has lost its notes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.backend, "status", unanswered)
+        service.step(attempts.TRIES + 2)
+        assert (service.state(job), service.backend.cancelled) == ("running", [])
+    service.backend.end(service.name(job))
+    service.step()
+    assert service.state(job) == "finished"
+
+
+def test_a_start_that_is_given_up_is_stopped_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend has started it each time it said that it could not."""
+    monkeypatch.setattr(attempts, "REFUSED_S", 0.0)
+    job = service.submit(retries=0)
+    real = service.backend.start
+
+    def start(order: Order) -> Handle:
+        real(order)
+        raise BackendError("the answer was lost")
+
+    monkeypatch.setattr(service.backend, "start", start)
+    service.step(attempts.TRIES + 2)
+    name = service.name(job)
+    assert (service.state(job), set(service.backend.cancelled)) == ("starting", {name})
+    service.backend.end(name, 143)
+    service.step()
+    assert (service.state(job), service.backend.removed) == ("failed", [name])
+    assert "the answer was lost" in service.desk.get(job.id).reason
+
+
+def test_what_does_not_stop_is_asked_again_when_it_should_have_been_killed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: now_s[0], time=lambda: now_s[0]))
+    job = service.submit(grace_s=30)
+    service.step()
+    service.desk.cancel(job.id)
+    asked = []
+    for later_s in (0, 20, 21, 20):
+        now_s[0] += later_s
+        service.step()
+        asked.append(len(service.backend.cancelled))
+    assert asked == [1, 1, 2, 2]
+
+
+def test_a_job_that_is_cancelled_before_it_turns_out_that_it_cannot_start_is_killed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit()
+
+    def refuse(*_: object) -> Order:
+        service.desk.cancel(job.id)
+        raise ConfigError("data.root: is not there any more")
+
+    monkeypatch.setattr(orders, "order", refuse)
+    service.step()
+    assert (service.state(job), service.backend.starts.total()) == ("killed", 0)
+
+
+def test_what_was_started_before_its_data_went_outside_goes_on(service: Service, tmp_path: Path) -> None:
+    """The service is killed between the start and its note, and cannot order the job a second time."""
+    (tmp_path / "data").mkdir()
+    job = service.submit()
+    service.backend.dies_after_start = True
+    with contextlib.suppress(Killed):
+        service.step()
+    service.backend.dies_after_start = False
+    assert (service.state(job), service.desk.get(job.id).attempts[-1].started_s) == ("starting", 0.0)
+    (tmp_path / "data" / "demo").symlink_to("/etc")
+    service.restart()
+    service.step()
+    assert (service.state(job), service.backend.running()) == ("running", [service.name(job)])
 
 
 def test_a_full_disk_fails_no_job_and_starts_none(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from service.api import shapes
 from service.client import Client
 from service.commands import job_tables, jobs, submitting
 from service.errors import BackendError, ConfigError, JobError, LorotError, StateError, UnknownJobError
+from service.jobs import orders
 from service.jobs.job import Attempt, Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
@@ -152,6 +153,27 @@ def test_the_same_key_names_the_same_job(here: Served, url: str, capsys: pytest.
     assert call(*CONTAINER, "--", "true") == 0
     assert call(*CONTAINER, "--", "true") == 0
     assert len(here.desk.record.jobs()) == 3
+
+
+def test_several_jobs_are_compared(here: Served, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (("one", 3, "[bold]"), ("two", 4, "plain"))
+    ids = [here.submit(name=name, priority=rank, experiment=text)["id"] for name, rank, text in given]
+    for job_id, loss in zip(ids, (0.5, 0.25), strict=True):
+        run = orders.folder_of(here.settings, job_id) / "run"
+        run.mkdir(parents=True)
+        records = [{"step": 1, "train/loss": loss}, {"step": 2, "train/loss": 2 * loss}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert call("jobs", ids[0][:12], ids[1], "--server", url, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {"name": ["one", "two"], "experiment": ["[bold]", "plain"], "priority": ["3", "4"]}
+    assert (found["metrics"], found["best"]) == ({"train/loss": [1.0, 0.5]}, {"train/loss": [0.5, 0.25]})
+    assert call("jobs", *ids, "--server", url) == 0
+    told = capsys.readouterr().out
+    assert [line.split() for line in told.splitlines() if "priority" in line] == [["priority", "3", "4"]]
+    losses = [line.split() for line in told.splitlines() if "loss" in line]
+    assert losses == [["train/loss", "1", "(0.5)", "0.5", "(0.25)"]]
+    assert "[bold]" in told
+    assert call("jobs", ids[0], "ffffffffffff", "--server", url) != 0
 
 
 def test_lists_are_narrowed_and_go_over_pages(here: Served, url: str, capsys: pytest.CaptureFixture[str]) -> None:

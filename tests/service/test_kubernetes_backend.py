@@ -1,17 +1,19 @@
 """The kubernetes backend without a cluster: what pods and jobs say, what is refused, what is left in the folder."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from urllib3.response import HTTPResponse
 
 from service.errors import ConfigError
-from service.jobs.backends import attempt_files
+from service.jobs.backends import attempt_files, kubernetes_logs
 from service.jobs.backends.kubernetes import KubernetesBackend
-from service.jobs.backends.kubernetes_logs import _Lines
+from service.jobs.backends.kubernetes_logs import _Lines, follow
 from service.jobs.backends.kubernetes_pods import Pod, seconds
 from service.jobs.backends.kubernetes_status import status
 from tests.service.kubernetes_orders import CONTAINER, JOB_ID, NAME, job, settings
@@ -175,6 +177,63 @@ def test_lines_come_whole_and_once_however_they_are_cut(cut: int) -> None:
 def test_a_tenth_of_a_second_is_later_than_nine_hundredths() -> None:
     lines = _Lines()
     assert lines.take(b"2026-01-01T00:00:00.09Z a\n2026-01-01T00:00:00.1Z b\n") == b"a\nb\n"
+
+
+def wrote(created: int) -> Pod:
+    end = {"exitCode": 0, "startedAt": "2026-01-01T00:30:00Z", "finishedAt": "2026-01-01T01:00:00Z"}
+    state = {"name": "main", "state": {"terminated": end}}
+    return pod(created=created, phase="Succeeded", containerStatuses=[state])
+
+
+class Logs:
+    """A cluster that knows nothing but logs: of each pod what its connections give, one after the other."""
+
+    def __init__(self, **pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self.asked: list[tuple[str, int | None]] = []
+
+    def log(self, pod: str, container: str, *, tail: int | None, **rest: Any) -> HTTPResponse:
+        self.asked.append((pod, tail))
+        return HTTPResponse(io.BytesIO(self._pieces[pod].pop(0)), preload_content=False)
+
+
+def stamped(*numbers: int) -> bytes:
+    return b"".join(b"2026-01-01T00:00:%02dZ %d\n" % (number, number) for number in numbers)
+
+
+@pytest.mark.parametrize("with_an_older_one", [False, True])
+def test_the_tail_of_a_pod_whose_connection_broke_is_read_to_its_end_before_the_pod_that_took_its_place(
+    monkeypatch: pytest.MonkeyPatch, with_an_older_one: bool
+) -> None:
+    monkeypatch.setattr(kubernetes_logs, "_LOOK_S", 0.0)
+    logs = Logs(**{"p-0-0": [], "p-0-1": [stamped(1, 2), stamped(1, 2, 3, 4)], "p-0-2": [stamped(5, 6)]})
+    older = [wrote(0)] if with_an_older_one else []
+    looks = iter([([works(created=1)], True), ([wrote(1), wrote(2)], False)])
+    last: tuple[list[Pod], bool] = ([], True)
+
+    def pods() -> tuple[list[Pod], bool]:
+        nonlocal last
+        last = next(looks, last)
+        return [*older, *last[0]], last[1]
+
+    told = follow(cast(Any, logs), pods, 9, lambda: True)
+    assert b"".join(told) == b"1\n2\n3\n4\n5\n6\n"
+    # The one that came later is wanted from its first line.
+    assert logs.asked == [("p-0-1", 9), ("p-0-1", None), ("p-0-2", None)]
+
+
+def test_a_pod_that_was_replaced_before_it_had_begun_keeps_no_tail_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_logs, "_LOOK_S", 0.0)
+    logs = Logs(**{"p-0-2": [stamped(5, 6)]})
+    looks = iter([([pod(created=1)], True), ([pod(created=1, phase="Failed"), wrote(2)], False)])
+    last: tuple[list[Pod], bool] = ([], True)
+
+    def pods() -> tuple[list[Pod], bool]:
+        nonlocal last
+        last = next(looks, last)
+        return last
+
+    assert b"".join(follow(cast(Any, logs), pods, 9, lambda: True)) == b"5\n6\n"
 
 
 @pytest.mark.parametrize(

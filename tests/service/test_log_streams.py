@@ -2,17 +2,21 @@
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.api import sse
+from service.api import followers as followers_
+from service.api import growing_log, sse
 from service.api.followers import Followers
 from service.api.growing_log import GrowingLog
 from service.client import events
+from service.errors import BackendError
 from tests.service.api_shelf import Served, served
 
 
@@ -102,3 +106,294 @@ def test_revoking_a_token_ends_its_open_streams(here: Served, what: str, monkeyp
             here.app.state.changes.close()
             here.app.state.followers.close()
     assert here.app.state.meters.streams == 0
+
+
+def lines(first: int, last: int) -> bytes:
+    return b"".join(b"line %06d\n" % number for number in range(first, last))
+
+
+async def told(stream: AsyncIterator[bytes], until: bytes) -> list[tuple[str, str, str]]:
+    """Events up to the one that holds `until`."""
+    raw = b""
+    async with asyncio.timeout(30):
+        async for piece in stream:
+            raw += piece
+            if until in piece:
+                break
+    return list(events(iter([raw])))
+
+
+def joined(found: list[tuple[str, str, str]]) -> bytes:
+    return "".join(data + "\n" for name, _, data in found if not name).encode()
+
+
+def test_a_tail_is_asked_of_the_backend_and_nothing_before_it_is_read(here: Served) -> None:
+    job = here.run(here.submit()["id"])
+    assert job.attempt is not None
+    shelf = here.shelves["docker"]
+    shelf.write(job.attempt.name, lines(0, 50_000))
+
+    async def script() -> int:
+        followers = Followers(here.desk)
+        streams = [followers.follow(job.id, tail=3) for _ in range(5)]
+        firsts = [await told(stream, b"049999") for stream in streams]
+        assert {joined(first) for first in firsts} == {lines(49_997, 50_000)}
+        (log,) = followers._logs.values()
+        read = log.size
+        shelf.write(job.attempt.name, lines(50_000, 50_010))
+        for stream in streams:
+            assert joined(await told(stream, b"050009")) == lines(50_000, 50_010)
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+        followers.free()
+        return read
+
+    # Not 650,000: what was asked for, and a little more for lines that an engine has kept in pieces.
+    assert asyncio.run(script()) < 1000
+    assert shelf.tails == [3 + 32]
+
+
+def test_a_broken_tail_goes_on_where_it_was_wherever_it_breaks(here: Served) -> None:
+    job = here.run(here.submit()["id"])
+    assert job.attempt is not None
+    name, shelf = job.attempt.name, here.shelves["docker"]
+    shelf.write(name, lines(0, 1000))
+
+    async def script() -> bytes:
+        followers, arrived, last_id = Followers(here.desk), b"", ""
+        for number in range(1000, 1040):
+            stream = followers.follow(job.id, tail=10, last_id=last_id)
+            found = await told(stream, b"line %06d" % (number - 1))
+            arrived += joined(found)
+            last_id = [identifier for _, identifier, _ in found if identifier][-1]
+            await stream.aclose()  # type: ignore[attr-defined]
+            # While nobody listens.
+            shelf.write(name, lines(number, number + 1))
+        here.end(job.id)
+        found = await told(followers.follow(job.id, tail=10, last_id=last_id), b"event: end")
+        followers.free()
+        return arrived + joined(found)
+
+    assert asyncio.run(script()) == lines(990, 1040)
+    assert len(shelf.tails) == 1
+
+
+def test_the_attempts_after_a_tail_are_told_whole_and_counted_from_their_first_byte(here: Served) -> None:
+    job_id = here.submit(retries=1)["id"]
+
+    def play(number: int, content: bytes) -> None:
+        here.step_until(lambda: len(here.desk.get(job_id).attempts) == number, job_id)
+        attempt = here.run(job_id).attempt
+        assert attempt is not None
+        here.shelves["docker"].write(attempt.name, content)
+
+    async def script() -> list[bytes]:
+        followers, found = Followers(here.desk), []
+        await asyncio.to_thread(play, 1, lines(0, 100))
+        stream = followers.follow(job_id, tail=1)
+        found.append(joined(await told(stream, b"000099")))
+        await asyncio.to_thread(here.end, job_id, 1)
+        await asyncio.to_thread(play, 2, lines(200, 300))
+        second = await told(stream, b"000299")
+        found.append(joined(second))
+        assert second[-1][1] == f"2:{len(lines(200, 300))}"
+        await stream.aclose()  # type: ignore[attr-defined]
+        here.shelves["docker"].write(here.desk.get(job_id).attempts[1].name, lines(300, 302))
+        # The client asks as it did at first, and says what it has.
+        again = followers.follow(job_id, tail=1, last_id=second[-1][1])
+        found.append(joined(await told(again, b"000301")))
+        await again.aclose()  # type: ignore[attr-defined]
+        followers.free()
+        return found
+
+    assert asyncio.run(script()) == [lines(99, 100), lines(200, 300), lines(300, 302)]
+
+
+def test_who_comes_back_too_late_is_told_that_lines_come_again(here: Served) -> None:
+    job = here.run(here.submit()["id"])
+    assert job.attempt is not None
+    shelf = here.shelves["docker"]
+    shelf.write(job.attempt.name, lines(0, 1000))
+
+    async def script() -> list[tuple[str, str, str]]:
+        followers = Followers(here.desk)
+        stream = followers.follow(job.id, tail=2)
+        last_id = (await told(stream, b"000999"))[-1][1]
+        await stream.aclose()  # type: ignore[attr-defined]
+        followers.free()
+        # The service was started anew.
+        later = Followers(here.desk)
+        found = await told(later.follow(job.id, tail=2, last_id=last_id), b"000999")
+        later.free()
+        return found
+
+    found = asyncio.run(script())
+    assert [name for name, _, _ in found] == ["attempt", "", ""]
+    (_, notice_id, notice), (_, _, again) = found[1:]
+    assert (notice_id, "not known any more" in notice) == ("", True)
+    assert (again + "\n").encode() == lines(998, 1000)
+
+
+def test_logs_that_nobody_follows_are_kept_for_a_while_and_only_so_many(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followers_, "_MOST_LINGERING", 3)
+    jobs = [here.run(here.submit()["id"]) for _ in range(5)]
+    for job in jobs:
+        assert job.attempt is not None
+        here.shelves["docker"].write(job.attempt.name, b"x\n")
+
+    async def look(followers: Followers, job_id: str) -> None:
+        stream = followers.follow(job_id, tail=1)
+        await told(stream, b"data: x")
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    async def script() -> None:
+        followers = Followers(here.desk)
+        for job in jobs:
+            await look(followers, job.id)
+        assert [key[0] for key in followers._logs] == [job.id for job in jobs[2:]]
+        followers.free()
+        assert followers._logs == {}
+        monkeypatch.setattr(followers_, "LINGER_S", 0.0)
+        short = Followers(here.desk)
+        await look(short, jobs[0].id)
+        async with asyncio.timeout(20):
+            while short._logs:
+                await asyncio.sleep(0.01)
+            while any(thread.name == "lorot-log" for thread in threading.enumerate()):
+                await asyncio.sleep(0.01)
+        short.free()
+
+    asyncio.run(script())
+
+
+def test_the_tail_of_a_job_that_is_never_silent_begins_all_the_same(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing_log, "SETTLES_S", 0.1)
+    job, pace = here.run(here.submit()["id"]), threading.Event()
+
+    def chatter(*given: object, follow: Callable[[], bool], **more: object) -> Iterator[bytes]:
+        number = 100
+        yield lines(0, number)
+        while follow():
+            # Never a second of silence, after which a stream would say that there is nothing just now.
+            pace.wait(0.01)
+            yield lines(number, number + 1)
+            number += 1
+
+    monkeypatch.setattr(here.shelves["docker"], "logs", chatter)
+
+    async def script() -> bytes:
+        followers = Followers(here.desk)
+        stream = followers.follow(job.id, tail=3)
+        found = joined(await told(stream, b"000150"))
+        await stream.aclose()  # type: ignore[attr-defined]
+        followers.free()
+        return found
+
+    found = asyncio.run(script())
+    first = int(found.split()[1])
+    assert first >= 97
+    assert lines(first, 10_000).startswith(found)
+
+
+def test_one_that_has_all_lines_is_no_tail_before_it_has_reached_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing_log, "SETTLES_S", 0.0)
+
+    async def script() -> list[bool]:
+        found = []
+        with ThreadPoolExecutor(1) as pool:
+            for name in ("", "0123abcd"):
+                log, rest = GrowingLog(pool), threading.Event()
+                log.name = name
+
+                def pieces(go_on: Callable[[], bool], rest: threading.Event = rest) -> Iterator[bytes]:
+                    yield from [b"x\n"] * 1000
+                    rest.wait(20)
+
+                log.pump(pieces, 1 << 20)
+                async with asyncio.timeout(20):
+                    while log.size < 2000:
+                        await asyncio.sleep(0.01)
+                found.append(log.settled)
+                rest.set()
+                log.close()
+        return found
+
+    assert asyncio.run(script()) == [False, True]
+
+
+def test_who_waits_for_the_first_lines_of_a_tail_hears_that_the_service_is_there(
+    here: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "KEEPALIVE_S", 0.02)
+    job, answers = here.run(here.submit()["id"]), threading.Event()
+
+    def slow(*given: object, follow: Callable[[], bool], **more: object) -> Iterator[bytes]:
+        answers.wait(30)
+        yield lines(0, 5)
+        yield b""
+
+    monkeypatch.setattr(here.shelves["docker"], "logs", slow)
+
+    async def script() -> None:
+        followers = Followers(here.desk)
+        stream = followers.follow(job.id, tail=2)
+        await told(stream, b"event: attempt")
+        async with asyncio.timeout(20):
+            assert [await anext(stream) for _ in range(3)] == [sse.KEEPALIVE] * 3
+        answers.set()
+        assert joined(await told(stream, b"000004")) == lines(3, 5)
+        await stream.aclose()  # type: ignore[attr-defined]
+        followers.free()
+
+    try:
+        asyncio.run(script())
+    finally:
+        answers.set()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_log_that_broke_while_nobody_followed_is_opened_anew(
+    here: Served, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    job, shelf, breaks = here.run(here.submit()["id"]), here.shelves["docker"], threading.Event()
+    assert job.attempt is not None
+    shelf.write(job.attempt.name, lines(0, 1000))
+    whole = shelf.logs
+
+    def breaking(*given: Any, **more: Any) -> Iterator[bytes]:
+        for piece in whole(*given, **more):
+            yield piece
+            if breaks.is_set():
+                raise BackendError("the engine was stopped")
+
+    monkeypatch.setattr(shelf, "logs", breaking)
+
+    async def script() -> list[tuple[str, str, str]]:
+        followers = Followers(here.desk)
+        stream = followers.follow(job.id, tail=2)
+        last_id = (await told(stream, b"000999"))[-1][1]
+        await stream.aclose()  # type: ignore[attr-defined]
+        (log,) = followers._logs.values()
+        breaks.set()
+        async with asyncio.timeout(20):
+            while not log.problem:
+                await asyncio.sleep(0.01)
+        breaks.clear()
+        again = followers.follow(job.id, tail=2, last_id=last_id if comes_back else "")
+        found = await told(again, b"000999")
+        assert [key[3] for key in followers._logs] == [2]
+        assert not followers._lingering
+        await again.aclose()  # type: ignore[attr-defined]
+        followers.free()
+        return found
+
+    name, *found = asyncio.run(script())
+    assert name[0] == "attempt"
+    if comes_back:
+        (_, _, notice), *found = found
+        assert "not known any more" in notice
+    assert joined(found) == lines(998, 1000)

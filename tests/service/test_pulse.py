@@ -2,6 +2,7 @@
 
 import queue
 import time
+from datetime import timedelta
 
 import pytest
 from torch.distributed import TCPStore
@@ -71,6 +72,20 @@ def test_a_store_that_cannot_be_reached_any_more_is_named(told):
     begun(store, 0)
     del store
     assert told.get(timeout=30) == f"the rendezvous at {where} has not answered for {SILENCE_S:g} s"
+    survivor.stop()
+
+
+def test_a_rendezvous_that_was_started_again_in_time_is_no_cause_for_alarm(told):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    survivor = of(store, 0, 2, told)
+    begun(store, 0)
+    del store
+    again = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    # Later than any alarm about the first one.
+    again.wait(["lorot/pulse/first/0"], timedelta(seconds=30))
+    with pytest.raises(queue.Empty):
+        told.get(timeout=2 * SILENCE_S)
     survivor.stop()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_model import CARD, written
 
-from service import recovery, registry, store, tracking
+from service import ownership, recovery, registry, store, tracking
 from service.cli import main
 from service.config import TrackingConfig
 from service.errors import ConfigError, JobError, TakenError, TrackingError
@@ -221,6 +221,24 @@ def test_a_folder_in_which_another_job_records_costs_no_run_that_is_running_for_
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
 
 
+def test_a_folder_in_which_workers_without_a_launcher_write_is_synced_after_them(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "WATCH_S", 0.5)
+    run_id = tracking.client().create_run("0").info.run_id
+    foreign_spool(tmp_path, run_id, {"op": "tags", "values": {"b": "1"}})
+    owner = ownership.Ownership(tmp_path)
+    owner.take()
+    with pytest.raises(TakenError):
+        recovery.sync(tmp_path, place)
+    with pytest.raises(TakenError):
+        recovery.sync_foreign(tmp_path, place, run_id)
+    assert "b" not in tags(run_id)
+    owner.release()
+    assert recovery.sync(tmp_path, place).sent == 1
+    assert tags(run_id)["b"] == "1"
+
+
 def test_sync_of_a_folder_without_runs_says_what_to_name(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="folder of them"):
         recovery.sync_all(tmp_path)
@@ -299,6 +317,7 @@ def test_of_a_foreign_folder_only_what_lies_in_it_goes_into_the_record(place: st
         {"op": "artifact", "path": str(secret), "subfolder": None},
         {"op": "artifact", "path": "link", "subfolder": None},
         {"op": "artifact", "path": "linked", "subfolder": None},
+        {"op": "artifact", "path": "linked/tokens.json", "subfolder": None},
         {"op": "artifact", "path": "folder", "subfolder": None},
         {"op": "artifact", "path": "own.txt", "subfolder": "../elsewhere"},
         {"op": "register", "folder": "../../state", "name": "stolen", "metric": "m", "mode": "max"},
@@ -314,7 +333,7 @@ def test_of_a_foreign_folder_only_what_lies_in_it_goes_into_the_record(place: st
     (run / "linked").symlink_to(secret.parent)
     (run / "folder").mkdir()
     (run / "folder" / "deep").symlink_to(secret)
-    assert recovery.sync_foreign(run, place, run_id).sent == 11
+    assert recovery.sync_foreign(run, place, run_id).sent == 12
     assert kept_files(run_id) == {"own.txt"}
     told = tags(run_id)
     assert told["mine"] == "1"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service import figures, report
+from service import curves, figures, report
 from service.downstream import overlays
 from service.downstream.scores import CAM_THRESHOLDS, CENTRE_SHARES, IOU_THRESHOLDS, Tally
 from service.downstream.wsol import Example, Result
@@ -171,7 +171,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path, missing: str) -> None:
 
 def test_a_run_without_a_pretext_task_has_no_chance_line(tmp_path: Path) -> None:
     history = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": math.nan}, {"step": 3, "train/loss": 0.5}]
-    ((title, chart),) = report.curves(history)
+    ((title, chart),) = curves.of_run(history)
     assert title == "Loss"
     assert "chance" not in chart
     assert "nan" not in chart

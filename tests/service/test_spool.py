@@ -125,6 +125,70 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, monkeypatch
     assert numbers([record for record, _ in waiting.read()]) == [0, 1, 2, 3, 4]
 
 
+def test_beyond_its_limit_a_full_disk_costs_records_and_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_WAITING_BYTES", 200)
+    waiting = new_spool(tmp_path)
+
+    def full(file: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.os, "write", full)
+        for number in range(1000):
+            waiting.append({"op": "n", "number": number})
+    left = numbers([record for record, _ in waiting.read()])
+    assert left == list(range(len(left)))
+    assert 5 < len(left) < 10
+    waiting.append({"op": "n", "number": 1000})
+    assert numbers(list(waiting.records())) == [*left, 1000]
+
+
+@pytest.mark.parametrize("noted", ["9999999999", "-1", "", "nothing", "1e3"])
+def test_where_what_was_sent_is_not_known_all_is_sent_again(noted: str, tmp_path: Path) -> None:
+    first = new_spool(tmp_path, 3)
+    first.acknowledge(first.read()[1][1])
+    first.close()
+    (tmp_path / "spool.sent").write_text(noted)
+    again = Spool(tmp_path / "spool.jsonl")
+    assert numbers([record for record, _ in again.read()]) == [0, 1, 2]
+    assert not again.empty()
+
+
+def test_a_file_that_is_larger_than_it_may_be_is_refused_and_given_up(tmp_path: Path) -> None:
+    new_spool(tmp_path, 100).close()
+    with pytest.raises(StorageError, match="more than 50 bytes"):
+        Spool(tmp_path / "spool.jsonl", most_bytes=50)
+    Spool(tmp_path / "spool.jsonl", most_bytes=1 << 20).close()
+
+
+def test_new_records_do_not_hurry_a_sender_whose_receiver_is_away(tmp_path: Path) -> None:
+    waiting = new_spool(tmp_path, 1)
+    tried = threading.Semaphore(0)
+    asked = [0]
+
+    def deliver(records: list[spool.Record]) -> None:
+        asked[0] += 1
+        tried.release()
+        raise ConnectionError("away")
+
+    sender = Sender(waiting, deliver)
+    sender.start()
+    assert tried.acquire(timeout=30)
+    # The first failure is noted a moment after it happened; from then on only the clock wakes the thread.
+    while not sender.last_error:
+        time.sleep(0.001)
+    before = asked[0]
+    for number in range(100):
+        waiting.append({"op": "n", "number": number})
+        sender.wake()
+    # Tried again after half a second, one, two: as often as that, and not a hundred times.
+    assert not any(tried.acquire(timeout=0.002) for _ in range(20))
+    assert asked[0] - before <= 1
+    assert sender.stop()
+
+
 def test_a_refused_record_does_not_take_its_neighbours_with_it(tmp_path: Path) -> None:
     waiting = new_spool(tmp_path, 6)
     got: list[int] = []

@@ -16,6 +16,7 @@ from service.jobs import local, nodes, torchrun
 from service.jobs.nodes import Nodes
 from service.jobs.restarts import Account
 from service.run_folder import RunFolder
+from service.training import pulse
 
 SEVERAL = Nodes(2, 4, "meet.example", 29400, "week", "10.1.2.3")
 
@@ -70,6 +71,12 @@ def test_gloo_takes_the_loopback_on_one_machine_and_the_interface_of_the_address
     assert torchrun.environment(2, SEVERAL)["GLOO_SOCKET_IFNAME"] == "ib0"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     assert torchrun.environment(2, SEVERAL)["GLOO_SOCKET_IFNAME"] == "mine"
+
+
+def test_workers_of_several_machines_are_told_where_those_give_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(pulse.VARIABLE, raising=False)
+    assert pulse.VARIABLE not in torchrun.environment(2)
+    assert torchrun.environment(2, SEVERAL)[pulse.VARIABLE] == "meet.example:29400"
 
 
 @pytest.mark.parametrize(

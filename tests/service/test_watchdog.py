@@ -1,6 +1,7 @@
 """What a worker does that makes no progress, or hears nothing of the others."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -96,6 +97,69 @@ print("left alone")
     assert (worker.returncode, worker.stdout) == (1, ""), worker.stderr
     assert "Timeout" in worker.stderr
     assert 'File "<string>"' in worker.stderr
+
+
+TWO = """
+import contextlib
+from service.training import distributed
+distributed.however_long = lambda world, what: contextlib.nullcontext()
+dog = Watchdog(RunFolder(folder), World(0, 2, 0, 2, torch.device("cpu")), timeout_s)
+
+def batches():
+    yield 1
+    threading.Event().wait(100)
+
+"""
+FOR_DATA = """
+with dog:
+    for _ in dog.through(batches(), "waiting for a batch", "training"):
+        dog.step(7)
+"""
+FOR_ANOTHER = """
+with dog:
+    for _ in dog.through(batches(), "waiting for a batch", "training"):
+        dog.step(7)
+        threading.Event().wait(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        (FOR_DATA, 1, "no progress within timeout_s=1: worker 0: step 7, waiting for a batch for "),
+        (FOR_ANOTHER, 8, "worker 0, after step 7: worker 1 stopped answering within timeout_s=1"),
+    ],
+)
+def test_who_waits_for_data_blames_nobody_and_who_waits_for_another_says_for_whom(
+    body: str, code: int, said: str, tmp_path: Path
+) -> None:
+    """The others are not there at all, and no collective operation fails in the worker's place."""
+    worker = ended(tmp_path, 1, TWO + body)
+    assert worker.returncode == code, worker.stderr
+    told = RunFolder(tmp_path).read("error.json")
+    assert told["message"].startswith(said)
+    assert "worker 1: never gave a sign" in told["message"]
+
+
+def test_a_machine_that_hears_nothing_of_the_rendezvous_ends_its_worker_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{nobody.getsockname()[1]}"
+        for name, value in (("LOROT_RENDEZVOUS", where), ("GROUP_WORLD_SIZE", "2"), ("GROUP_RANK", "1")):
+            monkeypatch.setenv(name, value)
+        body = """
+with dog:
+    for _ in dog.through(count(), "waiting", "working"):
+        dog.step(3)
+        time.sleep(0.05)
+"""
+        worker = ended(tmp_path, 600, body)
+    assert worker.returncode == 8, worker.stderr
+    told = RunFolder(tmp_path).read("error.json")["message"]
+    assert told.startswith(f"worker 0, after step 3: the rendezvous at {where} has not answered for 10 s")
+    assert "Thread 0x" in worker.stderr
 
 
 def test_nobody_is_watched_after_the_end(tmp_path: Path) -> None:

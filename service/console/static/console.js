@@ -14,10 +14,15 @@ const lorot = (() => {
   function put(fresh, region) {
     const focused = region.contains(document.activeElement) ? document.activeElement.id : null;
     const open = [...region.querySelectorAll("details[open][id]")].map((one) => one.id);
+    const ticked = [...region.querySelectorAll("input:checked[id]")].map((one) => one.id);
     const said = region.dataset.say;
     const made = document.importNode(fresh, true);
     region.replaceWith(made);
     for (const id of open) made.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
+    for (const id of ticked) {
+      const box = made.querySelector(`#${CSS.escape(id)}`);
+      if (box) box.checked = true;
+    }
     if (focused !== null) {
       const again = focused && document.getElementById(focused);
       (again || document.getElementById("main")).focus({ preventScroll: true });

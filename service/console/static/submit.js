@@ -18,7 +18,7 @@
     body.set("action", action);
     status.textContent = action === "check" ? "Working out steps, memory and storage …" : "Checking …";
     try {
-      lorot.take(await lorot.ask(form.getAttribute("action"), { method: "POST", body, signal: own.signal }));
+      lorot.take(await lorot.ask(`${form.getAttribute("action")}/look`, { method: "POST", body, signal: own.signal }));
       mark();
       status.textContent = "";
       if (document.getElementById("verdict").dataset.state === "right") timer = setTimeout(look, 1200, "check");

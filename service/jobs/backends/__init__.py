@@ -51,7 +51,7 @@ class Status:
         exit_code: of the command, once it has ended and somebody knows; a negative one is a signal.
         reason: why, in a sentence; "" while it runs or after success.
         preempted: it was ended for others' sake, by no fault of its own: it does not count against the retries.
-        out_of_memory: the kernel killed it for its memory limit.
+        out_of_memory: it was killed for the memory that it took.
         image_digest: of the image that runs, sha256:...; "" without one.
         started_s, ended_s: seconds since the epoch; 0: not yet or unknown.
         nodes: a line for each node, as "node 0: running", for people.

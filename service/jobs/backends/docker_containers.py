@@ -20,7 +20,7 @@ from service.jobs.backends import Order
 from service.jobs.job import Job
 from service.jobs.nodes import PORT
 from service.jobs.settings import DockerSettings, ServiceSettings
-from service.jobs.spec import JobSpec
+from service.jobs.spec import JobSpec, num_bytes
 
 # Labels, by which everything is found again.
 JOB, ATTEMPT, NODE = "lorot.job", "lorot.attempt", "lorot.node"
@@ -38,14 +38,6 @@ _SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"), Path("/boot"), Path("/etc"
 # DeepSpeed and Numba load what they compile there, so it cannot be noexec. It counts as the container's memory.
 _TMP = "rw,exec,nosuid,nodev,size=2g,mode=1777"
 _LOG = {"Type": "json-file", "Config": {"max-size": "50m", "max-file": "2"}}
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def num_bytes(text: str) -> int:
-    """An amount of memory as `spec.Size` has it: 8GB is 8e9, 8GiB or 8Gi is 8 x 2^30."""
-    found = re.fullmatch(r"(\d+)([kMGT]?i?)B?", text)
-    assert found is not None, text
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def image_of(spec: JobSpec, settings: DockerSettings) -> str:

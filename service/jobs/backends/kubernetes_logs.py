@@ -47,10 +47,11 @@ def follow(
         pods: of the node, the oldest first, and whether there may be more of them later.
     """
     done: set[str] = set()
-    lines, failures = _Lines(), 0
+    lines, failures, has_read = _Lines(), 0, False
     while go_on():
         found, more = pods()
-        if tail is not None and not done:
+        # Not once one is read: another that takes its place is newer, and the rest of the first comes before it.
+        if tail is not None and not has_read:
             done = {pod.name for pod in found[:-1]}
         pod = next((one for one in found if one.name not in done), None)
         if pod is None or not _has_begun(pod):
@@ -70,7 +71,7 @@ def follow(
             yield b""
             time.sleep(_LOOK_S)
             continue
-        failures = 0
+        failures, has_read = 0, True
         # A response that ran into a time limit could not be read on.
         for piece in breathing(_ahead(response), go_on, [response.shutdown, response.close], "log of a pod"):
             yield lines.take(piece) if piece else b""

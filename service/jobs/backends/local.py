@@ -3,9 +3,10 @@
 An attempt is a `service.jobs.runner` with the command below it. Whether it lives is told by a lock that the kernel
 takes from it when it dies, and how it ended by a file: nothing of it is kept in the service's memory.
 
-A job gets the GPUs that the queue gave it and no others, and as many threads as its `resources.cpus`. Its
-`resources.memory` and `resources.shm` are not enforced here: the kernel limits the memory of groups of processes, which
-takes rights that the service does without; use docker for a hard limit.
+A job gets the GPUs that the queue gave it and no others, and as many threads as its `resources.cpus`. More than its
+`resources.memory` it may not use: where a part of the tree of cgroups was handed over to the service the kernel sees to
+that, else its runner, which looks once a second and kills it; use docker for a hard limit in any case.
+`resources.shm` is not limited by itself, what of it is used counts as memory.
 """
 
 import contextlib
@@ -26,10 +27,11 @@ import psutil
 
 from service import holder
 from service.errors import BackendError, ConfigError
-from service.jobs import log_file, orders, runner
+from service.jobs import log_file, memory_group, orders, runner
 from service.jobs.backends import Handle, Order, Status
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
+from service.jobs.spec import num_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +118,8 @@ class Local:
             # Addresses may hold a password: never in a file.
             unwritten = {name: variables.pop(name) for name in _UNWRITTEN & variables.keys()}
             told |= {"environment": variables, "grace_s": order.job.spec.grace_s}
+            if most := order.job.spec.resources.memory:
+                told["memory_bytes"] = num_bytes(most)
             runner.write(folder / runner.ORDER, told)
             self._started[order.name] = subprocess.Popen(
                 [sys.executable, "-m", "service.jobs.runner", str(folder)],
@@ -205,7 +209,10 @@ class Local:
             _signal(command, signal.SIGKILL if is_late else signal.SIGTERM)
 
     def remove(self, name: str, handle: Handle) -> None:
-        """Nothing of an attempt that has ended is left but its files, which stay."""
+        """Let go of the group of processes that a killed runner has left; an attempt's files stay."""
+        if _NAME.fullmatch(name):
+            # Found by its name, not noted in a file: the job could write there whatever it likes.
+            memory_group.let_go(name)
 
     def reconcile(self) -> dict[str, str]:
         """Those that live."""

@@ -1,0 +1,69 @@
+"""The page of jobs side by side in a real browser, with a keyboard alone and without a script."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.integration import browser as browsing
+from tests.integration.browser import Watched
+from tests.integration.live_console import Console, serving
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    with serving(tmp_path_factory.mktemp("console")) as console:
+        yield console
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browsing.launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["by-keyboard", "without-javascript"])
+def test_jobs_are_ticked_in_the_list_and_compared(
+    console: Console, chromium: Browser, pictures: Path, has_script: bool
+) -> None:
+    with chromium.new_context(viewport={"width": 1200, "height": 900}, java_script_enabled=has_script) as context:
+        watched = Watched(context, console.url)
+        page = watched.open("/")
+        boxes = [page.locator(f"#pick-{job_id}") for job_id in (console.finished, console.failed)]
+        for box in boxes:
+            box.focus()
+            page.keyboard.press("Space")
+            expect(box).to_be_checked()
+        if has_script:
+            # Another state of the list is put in place meanwhile.
+            page.evaluate("""() => {
+              const other = new DOMParser().parseFromString(document.documentElement.outerHTML, "text/html");
+              other.getElementById("jobs").dataset.say = "something else";
+              lorot.take(other);
+            }""")
+            expect(page.locator("#announce")).to_have_text("something else")
+            for box in boxes:
+                expect(box).to_be_checked()
+        page.locator("#compare").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{console.url}/compare?*")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Compare jobs")
+        expect(page.locator("#metrics tbody th")).to_have_text(["train/loss", "val/top1"])
+        expect(page.locator("#settings tbody th")).to_have_text(["name"])
+        charts = page.locator("#curves svg")
+        assert [chart.locator("polyline").count() for chart in charts.all()] == [2, 2]
+        page.screenshot(path=pictures / f"compare-{has_script}.png", full_page=True)
+        page.get_by_label("Leave 2, ", exact=False).click()
+        expect(page.locator("#metrics")).to_have_count(0)
+        page.get_by_label("Another job’s id").fill(console.failed[:12])
+        page.get_by_role("button", name="Add").click()
+        expect(page.locator("#another input[type=hidden]")).to_have_count(2)
+        assert watched.wrong == []

@@ -1,0 +1,147 @@
+"""`lorot detect` and `lorot segment` as jobs of the service: to their scores, at the version that they are about."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.drawing import coco_export
+from service import registry, store, tracking
+from service.config import TrackingConfig
+from tests.integration.processes import await_
+from tests.integration.service_process import Service, lorot
+from tests.service import small_model
+
+pytestmark = pytest.mark.integration
+
+STEPS = 30
+COMMON = """
+evaluate_every: {steps} steps
+duration: {steps} steps
+global_batch: 4
+micro_batch: 2
+workers: 1
+device: cpu
+precision: fp32
+schedule: {{warmup: 2 steps, milestones: [3 steps]}}
+checkpoint: {{every: 2 steps}}
+tracking: {{log_every: 2 steps, system_metrics: false}}
+data: {{root: "{root}/data/scenes", short_sides: [64], long_side: 96, loader: torch}}
+"""
+DETECT = "job: detect\nmodel: {options: {fpn_channels: 16, anchor_sizes: [8, 16, 32, 64, 128]}}\n"
+SEGMENT = """
+job: segment
+model:
+  options:
+    {fpn_channels: 16, head_channels: 32, head_convs: 1, mask_channels: 32, kernel_channels: 16, grids: [8, 6, 4, 3, 2]}
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that runs, with drawn scenes, and a small classifier that is registered as models:/small@best."""
+    folder = tmp_path_factory.mktemp("detectors")
+    made = Service(folder, cpus=2, gpus=0, limits={"requests_per_minute": 10**6})
+    scenes = coco_export.Scenes(train_count=12, val_count=4, size=96, classes=3, most=3)
+    coco_export.export(folder / "data" / "scenes", scenes)
+    tracked = TrackingConfig(uri=made.uri, system_metrics=False)
+    run = tracking.open_run(tracked, name="small", folder=folder / "small")
+    run.finish()
+    model = small_model.written(folder / "small" / "model")
+    registry.register(model, name="small", run_id=run.run_id, metric="val/top1", tracking_uri=made.uri)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def detection(service: Service, model: str = "models:/small@best") -> dict[str, Any]:
+    config = yaml.safe_load(COMMON.format(root=service.folder, steps=STEPS) + DETECT)
+    return {"spec": {"kind": "detect", "name": "boxes", "model": model, "config": config}}
+
+
+def shown(service: Service, job: str) -> dict[str, Any]:
+    found: dict[str, Any] = service.ask("GET", f"/v1/jobs/{job}")
+    return found
+
+
+def log(service: Service, job: str, attempt: int) -> str:
+    path = service.folder / "jobs" / job / "attempts" / str(attempt) / "log-node0.txt"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def await_end(service: Service, job: str) -> dict[str, Any]:
+    def told() -> str:
+        now = shown(service, job)
+        return f"{now}\n{log(service, job, len(now['attempts']))[-4000:]}"
+
+    await_(lambda: shown(service, job)["state"] in ("finished", "failed", "killed"), f"job {job} ends", 240, told)
+    return shown(service, job)
+
+
+def test_a_detector_is_cancelled_resumed_and_scored_at_the_version_that_it_is_about(service: Service) -> None:
+    job = service.ask("POST", "/v1/jobs", detection(service))["id"]
+    checkpoints = service.folder / "jobs" / job / "run" / "checkpoints"
+    await_(lambda: any(checkpoints.glob("step-*[0-9]")), "a checkpoint", 120, lambda: log(service, job, 1))
+    service.ask("POST", f"/v1/jobs/{job}/cancel")
+    stopped = await_end(service, job)
+    assert (stopped["state"], stopped["reason"]) == ("killed", "cancelled")
+    assert [attempt["exit_code"] for attempt in stopped["attempts"]] == [75]
+    service.ask("POST", f"/v1/jobs/{job}/resume")
+    ended = await_end(service, job)
+    assert (ended["state"], ended["reason"]) == ("finished", "")
+    assert [attempt["exit_code"] for attempt in ended["attempts"]] == [75, 0]
+    assert "going on from step" in log(service, job, 2)
+
+    result = json.loads((service.folder / "jobs" / job / "run" / "detect.json").read_text())
+    average = result["scores"]["AP"]
+    assert 0 <= average <= result["scores"]["AP50"] <= 1
+    assert (result["model_uri"], result["record_id"]) == ("models:/small/1", job)
+    api = store.client(service.uri)
+    # One run, which both attempts wrote to, below that of the model.
+    run = api.get_run(job)
+    assert len(api.search_runs([run.info.experiment_id], "tags.job = 'detect'")) == 1
+    assert (run.info.status, run.data.metrics["val/AP"], run.data.metrics["detect/AP"]) == (
+        "FINISHED",
+        average,
+        average,
+    )
+    version = api.get_model_version("small", "1")
+    assert (run.data.tags["model.uri"], run.data.tags["mlflow.parentRunId"]) == ("models:/small/1", version.run_id)
+    steps = [point.step for point in api.get_metric_history(job, "train/loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS
+    assert version.tags["downstream.detect.run_id"] == job
+    assert float(version.tags["downstream.detect.AP"]) == average
+    # The service says the same.
+    metrics = service.ask("GET", f"/v1/jobs/{job}/metrics")["metrics"]
+    assert [record["val/AP"] for record in metrics if "val/AP" in record] == [average]
+    listed = service.ask("GET", "/v1/models/small/1")
+    assert listed["downstream"]["detect.AP"] == average
+    files = {one["name"] for one in service.ask("GET", f"/v1/jobs/{job}/files")["files"]}
+    assert {"job.yaml", "config.yaml", "detect.json"} <= files
+
+
+def test_masks_are_handed_in_by_the_command_and_waited_for(service: Service) -> None:
+    file = service.folder / "masks.yaml"
+    file.write_text(COMMON.format(root=service.folder, steps=4) + SEGMENT)
+    done = lorot(
+        service.folder, "submit", str(file), "--model", "models:/small/1", "--server", service.url, "--wait", "--json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = json.loads(done.stdout)
+    assert (job["kind"], job["name"], job["state"]) == ("segment", "masks", "finished")
+    tags = store.client(service.uri).get_model_version("small", "1").tags
+    assert tags["downstream.segment.run_id"] == job["id"]
+    assert 0 <= float(tags["downstream.segment.AP"]) <= 1
+
+
+def test_a_model_that_is_not_there_ends_the_job_at_once_with_those_that_are(service: Service) -> None:
+    job = service.ask("POST", "/v1/jobs", detection(service, "models:/small@bset"))["id"]
+    failed = await_end(service, job)
+    assert failed["state"] == "failed"
+    assert [attempt["exit_code"] for attempt in failed["attempts"]] == [5]
+    assert "aliases: best, latest; versions: 1" in failed["reason"]
