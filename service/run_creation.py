@@ -15,7 +15,7 @@ from service.errors import TrackingError
 # By this tag a run is found again whose creation was never answered.
 _KEY = "lorot.key"
 _KEY_TEXT = re.compile(r"[A-Za-z0-9%._~/-]+")
-_ATTEMPTS = 5
+_ATTEMPTS = 8
 _LONGEST_S = 60.0
 # What a run's tags say: whether it has begun, and whether anybody was told of it.
 Rank = Callable[[Mapping[str, str]], tuple[bool, bool]]
@@ -135,7 +135,7 @@ def create(
         except store.UnreachableError:
             if attempt == _ATTEMPTS - 1 or time.monotonic() - began > _LONGEST_S:
                 raise
-            time.sleep(0.5 * 2.0**attempt)
+            time.sleep(min(4.0, 0.5 * 2.0**attempt))
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -92,6 +92,8 @@ def jobs(composition: Composition) -> dict[str, Any]:
 
 
 def listed(composition: Composition) -> list[dict[str, Any]]:
+    """All jobs, once the service has read those that have ended."""
+    await_(lambda: not composition.ask("/v1/jobs")["partial"], "all jobs are read", 120, composition.told)
     found: list[dict[str, Any]] = composition.ask("/v1/jobs")["jobs"]
     return found
 
