@@ -192,10 +192,7 @@ def jobs(
     if job_ids:
         with service(server, token_file, settings) as desk:
             compared = desk.compare(job_ids)
-        if as_json:
-            typer.echo(json.dumps(compared, indent=1))
-        else:
-            job_tables.show_compared(compared, Console())
+        _show(compared, as_json, job_tables.show_compared)
         return
     from service.commands import submitting
 
@@ -224,10 +221,14 @@ def job(
     """Show one job: how it stands, its attempts, how far it is."""
     with service(server, token_file, settings) as desk:
         found = desk.job(job_id)
+    _show(found, as_json, job_tables.show_one)
+
+
+def _show(found: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any], Console], None]) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
-        job_tables.show_one(found, Console())
+        show(found, Console())
 
 
 def logs(

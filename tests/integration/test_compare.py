@@ -16,6 +16,7 @@ from service import bundle, models, registry, store, tracking
 from service.bundle import Card
 from service.config import ModelConfig, TrackingConfig
 from tests.integration.processes import await_, family
+from tests.integration.small_detectors import RETINANET, SOLOV2
 
 pytestmark = pytest.mark.integration
 
@@ -36,13 +37,8 @@ checkpoint: {{every: 2 steps}}
 tracking: {{system_metrics: false}}
 data: {{root: {root}/scenes, short_sides: [64], long_side: 96, loader: torch}}
 """
-DETECT = "job: detect\nmodel: {options: {fpn_channels: 16, anchor_sizes: [8, 16, 32, 64, 128]}}\n"
-SEGMENT = """
-job: segment
-model:
-  options:
-    {fpn_channels: 16, head_channels: 32, head_convs: 1, mask_channels: 32, kernel_channels: 16, grids: [8, 6, 4, 3, 2]}
-"""
+DETECT = f"job: detect\n{RETINANET}"
+SEGMENT = f"job: segment\n{SOLOV2}"
 
 
 def registered(root: Path, uri: str, pretext: str, seed: int) -> None:

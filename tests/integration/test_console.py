@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from playwright.sync_api import Browser, expect
 from tests.integration import browser as browsing
 from tests.integration import processes
 from tests.integration.browser import Watched
-from tests.integration.live_console import Console, serving
+from tests.integration.live_console import Console
 
 pytestmark = pytest.mark.integration
 
@@ -38,23 +37,6 @@ checkpoint: {{every: 8 steps}}
 tracking: {{log_every: 2 steps, system_metrics: false}}
 registry: {{name: console-demo}}
 """
-
-
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
-    with serving(tmp_path_factory.mktemp("console")) as console:
-        yield console
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browsing.launched() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
 
 
 def paths(console: Console) -> list[str]:

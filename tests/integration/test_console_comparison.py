@@ -1,33 +1,14 @@
 """The page of jobs side by side in a real browser, with a keyboard alone and without a script."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.integration import browser as browsing
 from tests.integration.browser import Watched
-from tests.integration.live_console import Console, serving
+from tests.integration.live_console import Console
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
-    with serving(tmp_path_factory.mktemp("console")) as console:
-        yield console
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browsing.launched() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["by-keyboard", "without-javascript"])

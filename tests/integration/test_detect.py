@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from pipelines.drawing import coco_export
 from service import bundle, detector_bundle, registry, store, tracking, transfer
 from service.config import TrackingConfig
+from tests.integration.small_detectors import RETINANET, SOLOV2
 from tests.service import small_model
 
 pytestmark = pytest.mark.integration
@@ -40,12 +41,7 @@ checkpoint: {{{{every: 2 steps}}}}
 tracking: {{{{uri: "sqlite:///{{root}}/mlflow.db", log_every: 3 steps, system_metrics: false}}}}
 data: {{{{root: "{{root}}/scenes", short_sides: [64, 96], long_side: 128, loader: {{loader}}}}}}
 """
-DETECT = "model: {options: {fpn_channels: 16, anchor_sizes: [8, 16, 32, 64, 128]}}\nema: {decay: 0.9}\n"
-SEGMENT = """
-model:
-  options:
-    {fpn_channels: 16, head_channels: 32, head_convs: 1, mask_channels: 32, kernel_channels: 16, grids: [8, 6, 4, 3, 2]}
-"""
+DETECT = f"{RETINANET}ema: {{decay: 0.9}}\n"
 TIMED = ("time_s", "train/images_per_s", "val/images_per_s", "train/data_wait_share", "train/memory_bytes")
 
 
@@ -61,7 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small_model.written(folder / "small" / "model")
     registry.register(model, name="small", run_id=run.run_id, metric="val/top1", tracking_uri=uri)
     (folder / "detect.yaml").write_text("job: detect\n" + COMMON.format(root=folder, loader="torch") + DETECT)
-    (folder / "segment.yaml").write_text("job: segment\n" + COMMON.format(root=folder, loader="dali") + SEGMENT)
+    (folder / "segment.yaml").write_text("job: segment\n" + COMMON.format(root=folder, loader="dali") + SOLOV2)
     return folder
 
 

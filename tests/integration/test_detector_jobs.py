@@ -12,6 +12,7 @@ from service import registry, store, tracking
 from service.config import TrackingConfig
 from tests.integration.processes import await_
 from tests.integration.service_process import Service, lorot
+from tests.integration.small_detectors import RETINANET, SOLOV2
 from tests.service import small_model
 
 pytestmark = pytest.mark.integration
@@ -30,13 +31,8 @@ checkpoint: {{every: 2 steps}}
 tracking: {{log_every: 2 steps, system_metrics: false}}
 data: {{root: "{root}/data/scenes", short_sides: [64], long_side: 96, loader: torch}}
 """
-DETECT = "job: detect\nmodel: {options: {fpn_channels: 16, anchor_sizes: [8, 16, 32, 64, 128]}}\n"
-SEGMENT = """
-job: segment
-model:
-  options:
-    {fpn_channels: 16, head_channels: 32, head_convs: 1, mask_channels: 32, kernel_channels: 16, grids: [8, 6, 4, 3, 2]}
-"""
+DETECT = f"job: detect\n{RETINANET}"
+SEGMENT = f"job: segment\n{SOLOV2}"
 
 
 @pytest.fixture(scope="module")

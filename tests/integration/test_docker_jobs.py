@@ -20,7 +20,7 @@ from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.integration import engine as engines
 from tests.integration import image_registry
-from tests.integration.engine import Engine, RefusedError
+from tests.integration.engine import Engine
 from tests.integration.processes import await_
 
 pytestmark = pytest.mark.integration
@@ -29,13 +29,9 @@ USER = (1234, 2345)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    try:
-        found = engines.running()
-    except RefusedError as error:
-        pytest.skip(f"no Docker engine: {error}")
-    yield found
-    left = found.client.api.containers(all=True, filters={"label": "lorot.job"})
+def engine(engine: Engine) -> Iterator[Engine]:
+    yield engine
+    left = engine.client.api.containers(all=True, filters={"label": "lorot.job"})
     assert left == [], "a test has left containers"
 
 

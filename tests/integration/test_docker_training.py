@@ -18,7 +18,7 @@ from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.integration import engine as engines
-from tests.integration.engine import Engine, RefusedError
+from tests.integration.engine import Engine
 from tests.integration.processes import await_
 from tests.integration.record_server import Server
 from tests.integration.service_process import draw_demo
@@ -26,14 +26,6 @@ from tests.integration.service_process import draw_demo
 pytestmark = pytest.mark.integration
 
 STEPS = 24
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    try:
-        return engines.running()
-    except RefusedError as error:
-        pytest.skip(f"no Docker engine: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ import yaml
 from playwright.sync_api import Browser, expect
 
 from service import registry, store
-from tests.integration import browser as browsing
 from tests.integration import engine as engines
 from tests.integration.browser import Watched
-from tests.integration.engine import Engine, RefusedError
+from tests.integration.engine import Engine
 from tests.integration.processes import await_
 from tests.integration.record_server import Server
 from tests.integration.service_process import CONFIG, Service, draw_demo, lorot
@@ -55,14 +54,6 @@ PLACES = {
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    try:
-        return engines.running()
-    except RefusedError as error:
-        pytest.skip(f"no Docker engine: {error}")
-
-
-@pytest.fixture(scope="module")
 def service(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`lorot serve` with both backends, over an MLflow server that containers reach."""
     folder = tmp_path_factory.mktemp("doors")
@@ -89,12 +80,6 @@ def service(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 engine.client.api.remove_container(one["Id"], force=True)
     finally:
         record.kill()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browsing.launched() as browser:
-        yield browser
 
 
 def configuration(service: Service, model: str) -> str:

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from tests.integration import composition
-from tests.integration import engine as engines
 from tests.integration.engine import ROOT, Engine, RefusedError
 from tests.integration.service_process import CONFIG
 
@@ -21,14 +20,6 @@ pytestmark = pytest.mark.integration
 # The file lies beside no package: `docker` is the engine's client.
 name_of = runpy.run_path(str(ROOT / "docker/requirements.py"))["name_of"]
 SERVICE_BYTES, BACKUP_BYTES, WORKER_BYTES = 1_100_000_000, 1_300_000_000, 8_000_000_000
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    try:
-        return engines.running()
-    except RefusedError as error:
-        pytest.skip(f"no Docker engine: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,14 @@ def process(program: str, **environment: str) -> Iterator[subprocess.Popen[str]]
                 stream.close()
 
 
+def ended(child: subprocess.Popen[str], timeout_s: float = 30.0) -> tuple[str, str]:
+    """What a process had still to say. Popen.communicate would lose what readline has read ahead of its line."""
+    child.wait(timeout=timeout_s)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    return child.stdout.read(), child.stderr.read()
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
 )
@@ -55,7 +63,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process_at_once(numb
     """
     with process(program) as child:
         child.send_signal(number)
-        said, _ = child.communicate(timeout=30)
+        said, _ = ended(child)
     assert child.returncode == code
     assert said.startswith(f"stopped by {number.name} before the first step")
 
@@ -83,7 +91,7 @@ def test_once_deferred_signals_are_noted_and_however_many_change_nothing() -> No
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGINT):
             child.send_signal(number)
             time.sleep(0.05)
-        said, complaint = child.communicate(timeout=30)
+        said, complaint = ended(child)
     assert (child.returncode, said) == (75, f"saved {int(signal.SIGUSR1)}\n")
     assert "Traceback" not in complaint
 
@@ -104,7 +112,7 @@ def test_a_signal_that_came_before_deferring_is_not_forgotten() -> None:
             sys.exit(stopped.exit_code)
     """
     with process(program) as child:
-        child.communicate(timeout=30)
+        ended(child)
     assert child.returncode == 75
 
 
@@ -125,7 +133,7 @@ def test_when_the_grace_period_runs_out_in_native_code_the_process_says_so_and_e
     with process(program) as child:
         began = time.monotonic()
         child.send_signal(signal.SIGTERM)
-        said, _ = child.communicate(timeout=30)
+        said, _ = ended(child)
         took_s = time.monotonic() - began
     assert child.returncode == 75
     assert said == "1 s after SIGTERM the step, or the saving after it, had not ended: 75\n"
@@ -148,7 +156,7 @@ def test_a_worker_whose_launcher_is_gone_stops_as_if_it_had_been_asked_to() -> N
         with process(program, LOROT_LAUNCHED=str(launcher.pid)) as child:
             launcher.kill()
             launcher.wait()
-            said, _ = child.communicate(timeout=30)
+            said, _ = ended(child)
     finally:
         launcher.kill()
         launcher.wait()
@@ -193,7 +201,7 @@ def test_a_closed_terminal_is_not_heard_under_nohup() -> None:
         print(before, signals.number)
     """
     with process(program) as child:
-        said, _ = child.communicate(timeout=30)
+        said, _ = ended(child)
     assert said == f"0 {int(signal.SIGUSR1)}\n"
 
 
@@ -234,7 +242,7 @@ def test_the_torchrun_of_a_dead_launcher_is_told_once_to_end_even_while_its_work
         with process(AGENT, TORCHELASTIC_RUN_ID="7", LOROT_LAUNCHED=str(launcher.pid)) as agent:
             launcher.kill()
             launcher.wait()
-            said, complaint = agent.communicate(timeout=100)
+            said, complaint = ended(agent, 100)
     finally:
         launcher.kill()
         launcher.wait()
