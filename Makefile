@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 OTHER := $(if $(filter 12,$(CUDA)),130,120)
 # Checksums and not file times decide, since a fresh checkout's files are all new.
 WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUDA) $(CURDIR)
-# One thread a process: the tests run side by side.
+# One thread a process: the tests run side by side, file by file, in the order that tests/conftest.py gives them.
+SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of several machines, of engines and of time limits, which are disturbed by others beside them.
 ALONE := $(patsubst %,tests/integration/test_%.py,nodes hangs preemption exact_resume docker_jobs docker_training images \
@@ -37,7 +38,7 @@ quickstart: setup ## generate data, train, register, localize, report: five minu
 	@$(BIN)/lorot quickstart
 
 test: setup ## the unit tests
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not integration"
+	$(PYTEST) $(SHARED) -m "not integration"
 
 lint: setup ## ruff, the type checker, and who may import whom
 	$(BIN)/ruff check .
@@ -47,7 +48,7 @@ lint: setup ## ruff, the type checker, and who may import whom
 
 test-integration: setup ## the tests that start servers and jobs
 	$(PYTEST) -m integration --durations=20 $(ALONE)
-	$(PYTEST) -m integration --durations=20 -n $(JOBS) --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(PYTEST) -m integration --durations=20 $(SHARED) $(addprefix --ignore=,$(ALONE))
 
 bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \

@@ -45,6 +45,8 @@ class Ownership:
         self._is_locked = False
         self._beats = 0
         self._ended = threading.Event()
+        # Held from a look at whose the folder is until what follows from it is written.
+        self._writing = threading.Lock()
         self._successor = ""
 
     @property
@@ -92,13 +94,14 @@ class Ownership:
 
     def release(self) -> None:
         """Let others have the folder."""
-        self._ended.set()
-        if self._lock >= 0:
-            if self._beats and _read(self._folder).get("token") == self._token:
-                with contextlib.suppress(OSError):
-                    (self._folder / OWNER).unlink()
-            os.close(self._lock)
-            self._lock = -1
+        with self._writing:
+            self._ended.set()
+            if self._lock >= 0:
+                if self._beats and _read(self._folder).get("token") == self._token:
+                    with contextlib.suppress(OSError):
+                        (self._folder / OWNER).unlink()
+                os.close(self._lock)
+                self._lock = -1
 
     def _wait_for_lock(self) -> bool:
         """Lock the file; whether that was possible and means anything.
@@ -136,9 +139,9 @@ class Ownership:
     def _go_on_beating(self) -> None:
         while not self._ended.wait(BEAT_S):
             # A disk that fails for a moment is no reason to end a training; neither is it one to overwrite another.
-            with contextlib.suppress(OSError, StorageError):
-                self.check()
+            with contextlib.suppress(OSError, StorageError), self._writing:
                 if not self._ended.is_set():
+                    self.check()
                     self._beat()
 
     def _beat(self) -> None:

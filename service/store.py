@@ -62,14 +62,18 @@ def client(uri: str | None = None) -> Any:
         return _mlflow().MlflowClient(tracking_uri=absolute(uri), registry_uri=absolute(uri))
 
 
-def ensure_ready(uri: str | None = None) -> None:
+def ensure_ready(uri: str | None = None, patience_s: float | None = None) -> None:
     """Create a SQLite database that does not exist yet, whole or not at all; make sure that a server answers.
 
+    Args:
+        patience_s: for an answer; None: four seconds.
+
     Raises:
-        UnreachableError: no answer within about four seconds.
+        UnreachableError: no answer within that.
         TrackingError: the server refuses, the database cannot be created or is none, the URI is of no known kind.
     """
     uri = uri or default_uri()
+    patience_s = patience_s or _PROBE_S
     path = sqlite_path(uri)
     if path is not None:
         _ensure_database(uri, path)
@@ -77,10 +81,10 @@ def ensure_ready(uri: str | None = None) -> None:
     parts = urllib.parse.urlsplit(uri)
     scheme = parts.scheme.split("+")[0]
     if scheme in ("http", "https"):
-        _ask_server(uri)
+        _ask_server(uri, patience_s)
     elif scheme in _PORTS:
         try:
-            socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[scheme]), _PROBE_S).close()
+            socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[scheme]), patience_s).close()
         except (OSError, ValueError) as error:
             raise UnreachableError(f"{shown(uri)} does not answer ({_reason(error)}); {_ADVICE}") from None
     elif scheme not in ("databricks", "databricks-uc"):
@@ -223,10 +227,10 @@ def _is_transient(error: Exception, text: str) -> bool:
     return "API request to" in text and "failed with" in text
 
 
-def _ask_server(uri: str) -> None:
+def _ask_server(uri: str, patience_s: float) -> None:
     base = shown(uri).rstrip("/")
     try:
-        with urllib.request.urlopen(f"{base}/health", timeout=_PROBE_S):
+        with urllib.request.urlopen(f"{base}/health", timeout=patience_s):
             return
     except urllib.error.HTTPError as error:
         if error.code == 403:

@@ -172,7 +172,9 @@ def contradictions(config: TrainingConfig) -> Iterator[str]:
     elif config.data.options:
         known = tuple(datasets.options(config.data.name))
         for option in config.data.options.keys() - set(known):
-            yield f"data.options.{option}: {option!r} {none_of(str(option), known)}"
+            has = f"an option of data set {config.data.name!r}, which has {', '.join(known) or 'none'}"
+            near = difflib.get_close_matches(str(option), known, n=1)
+            yield f"data.options.{option}: is not {has}" + (f"; did you mean {near[0]!r}?" if near else "")
     if config.duration.unit == "%":
         yield f"duration: '{config.duration}' is a share of itself; write epochs, steps or samples"
     if config.global_batch % config.micro_batch:

@@ -17,7 +17,10 @@ def kept(settings: ServiceSettings, url: str) -> Iterator[None]:
     path = settings.state / _NAME
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        beside = path.with_suffix(".writing")
+        beside.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        # Whoever waits for it reads it at once, and whole.
+        os.replace(beside, path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); state: chooses another folder") from None
     try:

@@ -105,7 +105,7 @@ def submit(
     shm: Annotated[str | None, typer.Option(help="/dev/shm of a container, as 8GB; default: 2GB.")] = None,
     priority: Annotated[int, typer.Option(help="Higher ones start first.")] = 0,
     retries: Annotated[int, typer.Option(help="How often it is started again after a failure.", min=0)] = 3,
-    name: Annotated[str | None, typer.Option(help="For people; default: the file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="For people; default: name=..., else the file's.")] = None,
     experiment: Annotated[str | None, typer.Option(help="MLflow experiment; default: the service's.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be given again; no secrets.")] = None,
     secret: Annotated[

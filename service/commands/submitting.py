@@ -65,7 +65,8 @@ def spec(wish: Wish) -> JobSpec:
     values |= {"kind": kind, "config": config}
     values["backend"] = wish.backend or ("docker" if kind == "container" else "local")
     stem = wish.config.stem if wish.config else Path(wish.command[0]).name if wish.command else kind
-    values["name"] = wish.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:63].strip("._-") or "job"
+    called = str(config.get("name") or stem)
+    values["name"] = wish.name or re.sub(r"[^A-Za-z0-9._-]+", "-", called)[:63].strip("._-") or "job"
     return validated(JobSpec, values, "this job")
 
 

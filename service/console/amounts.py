@@ -17,7 +17,7 @@ from service import provenance
 from service.errors import LorotError
 
 _REMEMBERED = 128
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 150.0
 # A data set that nobody has listed yet can take long, and more than one at a time would slow what runs here.
 _WAIT_S = 20.0
 # Those who wait for their turn hold a thread each.

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import IO
@@ -35,6 +36,8 @@ WORKER = torchrun.WORKER
 LAUNCH = "launch.json"
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _TAIL_LINES = 15
+# For a tracking server to answer before a job is started.
+_TRACKING_S = 20.0
 # How often a job whose workers are restarted is looked at.
 _LOOK_S = 0.5
 # Of workers that may have ended only because another one did.
@@ -105,8 +108,8 @@ def run(
         folder.claim(resume)
     say("looking at the tracking database and the data")
     if not (resume and folder.read("run.json")):
-        # Going on with a run needs no server: its records wait on disk.
-        tracking.ensure_ready(job.tracking.uri)
+        # Going on with a run needs no server: its records wait on disk. A busy one is no reason to end a job.
+        tracking.ensure_ready(job.tracking.uri, _TRACKING_S)
     found = splits.announcement(splits.load(job))
     if nodes is None:
         with _claimed(folder.path):
@@ -152,19 +155,21 @@ def launch(
         restarts: failures in a row that are restarted; the command line says that at all.
     """
     own = f"-{nodes.address}" if nodes is not None else ""
-    with _claimed(folder.path, own) as lock, (folder.path / f"torchrun{own}.log").open("ab") as log:
-        folder.error.unlink(missing_ok=True)
-        account = Account(folder, Path(log.name), log.tell(), restarts, alone=nodes is None)
-        # Without restarts torchrun ends by itself.
-        over = account.is_over if nodes is not None or restarts else None
-        environment = {**torchrun.environment(workers, nodes), **told}
-        code, interrupted = _supervise(line, environment, log, lock, over)
-    if code:
-        error = failure(folder, account, code, interrupted)
-        if not holder.is_launched(folder.path):
-            # Of several machines the last one says it; the others may go on.
-            outcome.settle(folder, error)
-        raise error
+    # To the very end: a signal that is repeated may not keep the run's end out of its record.
+    with _passing_on() as signals:
+        with _claimed(folder.path, own) as lock, (folder.path / f"torchrun{own}.log").open("ab") as log:
+            folder.error.unlink(missing_ok=True)
+            account = Account(folder, Path(log.name), log.tell(), restarts, alone=nodes is None)
+            # Without restarts torchrun ends by itself.
+            over = account.is_over if nodes is not None or restarts else None
+            environment = {**torchrun.environment(workers, nodes), **told}
+            code, interrupted = _supervise(line, environment, log, lock, signals, over)
+        if code:
+            error = failure(folder, account, code, interrupted)
+            if not holder.is_launched(folder.path):
+                # Of several machines the last one says it; the others may go on.
+                outcome.settle(folder, error)
+            raise error
 
 
 def _nodes(
@@ -272,42 +277,62 @@ def _claimed(folder: Path, own: str = "") -> Iterator[int]:
         os.close(lock)
 
 
+@dataclass
+class _Signals:
+    """Which signals have come, and the torchrun that hears of the first; None before it starts and after its end."""
+
+    received: list[int] = field(default_factory=list)
+    child: subprocess.Popen[bytes] | None = None
+
+    def hear(self, number: int, _frame: FrameType | None) -> None:
+        again = number in self.received
+        self.received.append(number)
+        if self.child is not None:
+            if number == signal.SIGINT and again:
+                _stop(self.child.pid, signal.SIGKILL)
+            elif len(self.received) == 1:
+                # Once: torchrun leaves its workers behind at the third, and they heed the first only.
+                _stop(self.child.pid, number)
+
+
+@contextlib.contextmanager
+def _passing_on() -> Iterator[_Signals]:
+    """Hear the signals that a job is stopped with; afterwards they mean what they did before."""
+    signals = _Signals()
+    # nohup has SIGHUP ignored, and that is to last.
+    heeded = [n for n in PASSED_ON if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signals.hear) for number in heeded}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _supervise(
-    line: list[str], env: dict[str, str], log: IO[bytes], lock: int, over: Callable[[], bool] | None = None
+    line: list[str],
+    env: dict[str, str],
+    log: IO[bytes],
+    lock: int,
+    signals: _Signals,
+    over: Callable[[], bool] | None = None,
 ) -> tuple[int, int]:
     """Run `line` to its end; returns its exit code and the first signal that asked this process to stop, or 0.
 
     Args:
         over: asked now and then whether to end it.
     """
-    received: list[int] = []
-    child: subprocess.Popen[bytes] | None = None
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        again = number in received
-        received.append(number)
-        if child is not None:
-            if number == signal.SIGINT and again:
-                _stop(child.pid, signal.SIGKILL)
-            elif len(received) == 1:
-                # Once: torchrun leaves its workers behind at the third, and they heed the first only.
-                _stop(child.pid, number)
-
-    # nohup has SIGHUP ignored, and that is to last.
-    heeded = [n for n in PASSED_ON if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in heeded}
-    try:
-        # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
-        child = subprocess.Popen(
-            line, env=env, stdin=subprocess.DEVNULL, stderr=log, pass_fds=(lock,), start_new_session=True
-        )
-        if received:
-            _stop(child.pid, received[0])
-        _await(child, over)
-        return child.returncode, received[0] if received else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
+    child = subprocess.Popen(
+        line, env=env, stdin=subprocess.DEVNULL, stderr=log, pass_fds=(lock,), start_new_session=True
+    )
+    signals.child = child
+    if signals.received:
+        _stop(child.pid, signals.received[0])
+    _await(child, over)
+    # From here on its number may be another process's.
+    signals.child = None
+    return child.returncode, signals.received[0] if signals.received else 0
 
 
 def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None) -> None:

@@ -113,14 +113,14 @@ def await_rendezvous(nodes: Nodes, say: Callable[[str], object], patience_s: flo
     while True:
         with contextlib.suppress(OSError), socket.create_connection((nodes.host, nodes.port), timeout=3):
             return
+        if not told:
+            say(f"waiting for the rendezvous at {nodes.endpoint}")
+            told = True
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"--rdzv {nodes.endpoint}: nothing answers there since {patience_s:.0f} s; start "
                 f"`lorot rendezvous --port {nodes.port}` on that machine, and let its firewall pass the port"
             )
-        if not told:
-            say(f"waiting for the rendezvous at {nodes.endpoint}")
-            told = True
         time.sleep(0.5)
 
 

@@ -34,6 +34,8 @@ _Item = TypeVar("_Item")
 _OPENING_S = 600.0
 # Lines at the inner end of a stack that are left out of a message, since they only say that it waits.
 _SHOWN_FRAMES = 3
+# For the report of a worker that ends: a disk that hangs is no reason to stay for ever.
+_REPORT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,13 @@ class Watchdog:
         """
         self.note(phase)
         self._opening = True
-        with self._lock:
-            if not self._over.is_set():
-                # Native code may begin before the thread that watches looks again.
-                self._set_timer()
+        # Native code may begin before the thread that watches looks again.
+        self._set_timer_unless_over()
         with distributed.however_long(self._world, f"the others, which are {phase}"):
             yield
         self.note(phase)
         self._opening = False
+        self._set_timer_unless_over()
 
     def _limit_s(self) -> float:
         return max(self._timeout_s, _OPENING_S) if self._opening else self._timeout_s
@@ -151,10 +152,16 @@ class Watchdog:
         """Native code that never gives Python's lock back stops the watching thread too, but not this timer."""
         faulthandler.dump_traceback_later(2 * self._limit_s(), exit=True, file=sys.stderr)
 
+    def _set_timer_unless_over(self) -> None:
+        with self._lock:
+            if not self._over.is_set():
+                self._set_timer()
+
     def _watch(self) -> None:
         while not self._over.wait(self._every_s):
-            idle_s = time.monotonic() - self._since
+            # In this order: the idle time of an opening may not meet the limit of what comes after it.
             limit_s = self._limit_s()
+            idle_s = time.monotonic() - self._since
             with self._lock:
                 if self._over.is_set():
                     return
@@ -190,7 +197,9 @@ class Watchdog:
             self._end(error)
 
     def _dump(self, why: str) -> None:
-        """Write what each thread is doing to this worker's log."""
+        """Write what each thread is doing to this worker's log, and give the report that follows its time."""
+        # The timer of a small limit might fire in the middle of it.
+        faulthandler.dump_traceback_later(_REPORT_S, exit=True, file=sys.stderr)
         _log.error("%s; what each thread was doing:", why)
         for handler in logging.getLogger().handlers:
             handler.flush()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 _ARGUMENTS = (
     "--no-sandbox",
@@ -19,6 +19,7 @@ _ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PATIENCE_MS = 120_000
 _CHECKS = (Path(__file__).parent / "page_checks.js").read_text()
 _DEBIAN = Path("/etc/debian_version")
 
@@ -42,7 +43,8 @@ def chromium() -> str:
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """A browser without a window."""
+    """A browser without a window, whose pages have time: the machine may be busy."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(_ARGUMENTS))
         try:
@@ -60,6 +62,7 @@ class Watched:
     """A page, and everything that should not happen on it: errors, refused content, requests to elsewhere, dialogs."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
+        context.set_default_timeout(PATIENCE_MS)
         self.page: Page = context.new_page()
         self.wrong: list[str] = []
         self._url = url

@@ -26,7 +26,8 @@ RCLONE = "1.75.2"
 POSTGRES = {
     "Dockerfile": f"""
 FROM {engines.BASE}
-RUN apt-get update && apt-get install --no-install-recommends --yes postgresql && rm -rf /var/lib/apt/lists/*
+RUN echo 'Acquire::Retries "5";' > /etc/apt/apt.conf.d/retries && apt-get update \\
+  && apt-get install --no-install-recommends --yes postgresql && rm -rf /var/lib/apt/lists/*
 COPY start /usr/local/bin/start
 STOPSIGNAL SIGINT
 ENTRYPOINT ["start"]

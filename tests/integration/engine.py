@@ -62,7 +62,7 @@ class Engine:
 
     @property
     def client(self) -> Any:
-        return docker.DockerClient(base_url=self.url, version="auto", timeout=120)
+        return docker.DockerClient(base_url=self.url, version="auto", timeout=1800)
 
     @property
     def gateway(self) -> str:

@@ -72,7 +72,7 @@ def serving(root: Path) -> Iterator[Console]:
         yield Console(root, json.loads(note.read_text())["url"], failed, finished)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
         log.close()
 
 

@@ -1,7 +1,9 @@
 """A real `mlflow server` on SQLite or on PostgreSQL, that can be killed and started again at the same address."""
 
+import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -102,9 +104,16 @@ class Server:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A port nobody listens on.
+
+    Of a range of this test process's own, below those that the kernel gives away: it may take a while to be taken.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw3")[2:])
+    first = 20_000 + 3_000 * (process % 4)
+    for port in random.SystemRandom().sample(range(first, first + 3_000), 500):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def _postgresql_programs() -> Path:

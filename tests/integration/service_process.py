@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from processes import await_
 from service import store
 
 LOROT = [sys.executable, "-m", "service.cli"]
+_PATIENCE_S = 120.0
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("LOROT_", "MLFLOW_"))} | {
     "OMP_NUM_THREADS": "1"
 }
@@ -107,12 +109,20 @@ class Service:
                     continue
 
     def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
-        """What it answers, as JSON; raises HTTPError."""
+        """What it answers, as JSON; raises HTTPError. A question is asked again while it says not now (503)."""
         data = None if body is None else json.dumps(body).encode()
         head = {"Content-Type": "application/json", **(headers or {})}
         request = urllib.request.Request(self.url + path, data, head, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                is_safe = method == "GET" or bool(body and body.get("key"))
+                if error.code != 503 or not is_safe or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def status(self, path: str, headers: Mapping[str, str] | None = None) -> int:
         """The status of its answer; 0 if there is none."""
@@ -154,7 +164,7 @@ def draw_demo(root: Path) -> None:
         place.chmod(0o755 if place.is_dir() else 0o644)
 
 
-def lorot(folder: Path, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def lorot(folder: Path, *arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
     """`lorot ARGUMENTS`, to its end."""
     environment = ENVIRONMENT | {"LOROT_CACHE": str(folder / "cache")}
     return subprocess.run([*LOROT, *arguments], env=environment, capture_output=True, text=True, timeout=timeout_s)

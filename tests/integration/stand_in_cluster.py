@@ -183,7 +183,7 @@ class Cluster:
         async def doing() -> T:
             return await work
 
-        return asyncio.run_coroutine_threadsafe(doing(), self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(doing(), self._loop).result(120)
 
     def _config(self) -> dict[str, Any]:
         return {

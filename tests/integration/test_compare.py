@@ -81,7 +81,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coco_export.export(folder / "scenes", coco_export.Scenes(train_count=8, val_count=4, size=96, classes=3, most=3))
     for pretext in ("none", "lorot_e"):
         registered(folder, uri, pretext, seed=0)
-    (folder / "detect.yaml").write_text(COMMON.format(root=folder, steps=8) + DETECT)
+    (folder / "detect.yaml").write_text(COMMON.format(root=folder, steps=20) + DETECT)
     (folder / "segment.yaml").write_text(COMMON.format(root=folder, steps=2) + SEGMENT)
     return folder
 
@@ -138,18 +138,24 @@ def test_interrupted_it_goes_on_where_it_was_and_the_next_time_nothing_runs(root
     assert first.returncode == 75, said
     assert family(first.pid) == []
     assert "the same command goes on where it was" in said
-    (begun,) = {path.parents[1].name for path in running.glob("detect-*/checkpoints/step-*")}
+    begun = {path.parents[1] for path in running.glob("detect-*/checkpoints/step-*")}
+    # On a busy machine a detector may have come to its end before the signal.
+    begun = {folder for folder in begun if not (folder / "summary.json").exists()}
+    assert len(begun) <= 1
     before = content(root)
-    assert [one["job"] for one in before["results"]] == ["wsol"] * 4
+    there = len(before["results"])
+    assert 4 <= there < 8
+    assert [one["job"] for one in before["results"][:4]] == ["wsol"] * 4
     assert {one["exit_code"] for one in before["missing"]} == {75}
     kept = {one["run_id"] for one in before["results"]}
 
     said = finish(root)
-    assert "4 results were there, 4 were measured" in said
+    assert f"{there} results were there, {8 - there} were measured" in said
     # It went on with the run that was begun, from its checkpoint.
-    assert (running / begun / "summary.json").exists()
-    log = "".join(path.read_text(errors="replace") for path in (running / begun).glob("log-rank*.txt"))
-    assert "going on from step" in said + log
+    for folder in begun:
+        assert (folder / "summary.json").exists()
+        log = "".join(path.read_text(errors="replace") for path in folder.glob("log-rank*.txt"))
+        assert "going on from step" in said + log
     whole = content(root)
     assert whole["missing"] == []
     assert {one["run_id"] for one in whole["results"] if one["reused"]} == kept

@@ -42,7 +42,7 @@ def composition(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     settings = yaml.safe_load((ROOT / "docker/service.yaml").read_text().replace("/srv/lorot", str(folder)))
     # Jobs run in the tests' own image, which takes its program from folders of this machine.
     settings["backends"]["docker"] |= {"image": engines.WORKER, "images": [engines.WORKER], "network": made.network}
-    settings |= {"mounts": list(engines.mounts()), "poll_s": 0.5}
+    settings |= {"mounts": list(engines.mounts()), "poll_s": 0.5, "limits": {"requests_per_minute": 10**6}}
     (folder / "service.yaml").write_text(yaml.safe_dump(settings))
     made.make_images()
     try:

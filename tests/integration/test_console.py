@@ -1,11 +1,13 @@
 """The console in a real browser, against a real service: from the form to the registered model, for everybody."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
+from playwright.sync_api import TimeoutError as LateError
 
 from tests.integration import browser as browsing
 from tests.integration import processes
@@ -65,15 +67,15 @@ def test_a_job_is_submitted_watched_to_its_end_and_its_model_opened(
         text = CONFIG.format(root=console.root)
         # Checked while it is typed: nothing was pressed.
         page.get_by_label("YAML", exact=True).fill(text.replace("micro_batch", "micro_bath"))
-        expect(page.locator("#wrong-yaml")).to_contain_text("Line 4.", timeout=15_000)
+        expect(page.locator("#wrong-yaml")).to_contain_text("Line 4.")
         expect(page.locator("#wrong-yaml")).to_contain_text("did you mean 'micro_batch'?")
         expect(page.locator("#yaml")).to_have_attribute("aria-invalid", "true")
         page.screenshot(path=pictures / "submit-wrong.png", full_page=True)
         page.get_by_label("YAML", exact=True).fill(text)
-        expect(page.locator("#verdict")).to_contain_text("No problem was found", timeout=15_000)
+        expect(page.locator("#verdict")).to_contain_text("No problem was found")
         expect(page.locator("#wrong-yaml")).to_be_hidden()
         # What it amounts to follows by itself, a little later.
-        expect(page.locator("#verdict")).to_contain_text("24 (24 steps)", timeout=60_000)
+        expect(page.locator("#verdict")).to_contain_text("24 (24 steps)")
         expect(page.locator("#verdict")).to_contain_text("Memory of a worker")
         page.get_by_label("Name", exact=True).fill("from-the-browser")
         page.screenshot(path=pictures / "submit-right.png", full_page=True)
@@ -82,24 +84,25 @@ def test_a_job_is_submitted_watched_to_its_end_and_its_model_opened(
         assert re.fullmatch(rf"{console.url}/jobs/[0-9a-f]{{32}}", page.url)
         page.evaluate("window.neverReloaded = true")
         badge = page.locator("#state .head .state")
-        expect(badge).to_have_text("running", timeout=60_000)
-        expect(page.locator("#log-note")).to_contain_text("Live", timeout=30_000)
-        expect(page.locator("#curves svg").first).to_be_visible(timeout=90_000)
+        expect(badge).to_have_text("running", timeout=400_000)
+        expect(page.locator("#log-note")).to_contain_text("Live")
+        expect(page.locator("#curves svg").first).to_be_visible()
         expect(page.locator("#log")).not_to_have_text("")
         page.screenshot(path=pictures / "running.png", full_page=True)
         pause = page.get_by_role("button", name="Pause")
-        if pause.is_visible():
-            pause.click()
+        # The job may end at any moment, and the button with it.
+        with contextlib.suppress(LateError):
+            pause.click(timeout=5_000)
             expect(page.locator("#log-pause")).to_have_text("Go on")
-        expect(badge).to_have_text("finished", timeout=120_000)
+        expect(badge).to_have_text("finished", timeout=400_000)
         expect(page.locator("#announce")).to_have_text("from-the-browser is finished")
-        expect(page.locator("#log-note")).to_contain_text("finished", timeout=15_000)
+        expect(page.locator("#log-note")).to_contain_text("finished")
         expect(page.locator("#log")).to_contain_text("registered as models:/console-demo/1")
         expect(page.locator("#state")).to_contain_text("24 of 24")
         assert page.evaluate("window.neverReloaded") is True
         page.screenshot(path=pictures / "finished.png", full_page=True)
         model = page.get_by_role("link", name="console-demo, version 1")
-        expect(model).to_be_visible(timeout=30_000)
+        expect(model).to_be_visible()
         model.click()
         expect(page.get_by_role("heading", level=1)).to_have_text("console-demo, version 1")
         expect(page.locator("#its-job")).to_have_text("from-the-browser")
@@ -137,7 +140,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(console: Console, chromi
         keys.type("none")
         walk_to("yaml")
         keys.insert_text(CONFIG.format(root=console.root).replace("24 steps", "100000 steps"))
-        expect(page.locator("#verdict")).to_contain_text("No problem was found", timeout=20_000)
+        expect(page.locator("#verdict")).to_contain_text("No problem was found")
         walk_to("send")
         keys.press("Enter")
         page.wait_for_url("**/jobs/*")
@@ -145,12 +148,12 @@ def test_everything_can_be_done_with_the_keyboard_alone(console: Console, chromi
         keys.press("Enter")
         # What was opened stays open, and the focus stays, while the page goes on to live.
         state = page.locator("#state .head .state")
-        expect(state).to_have_text("running", timeout=60_000)
+        expect(state).to_have_text("running")
         assert focused() == "cancel-open"
         keys.press("Tab")
         assert focused() == "cancel-sure"
         keys.press("Enter")
-        expect(state).to_have_text("killed", timeout=60_000)
+        expect(state).to_have_text("killed")
         assert [job["state"] for job in jobs(console, "by-keyboard")] == ["killed"]
         assert watched.wrong == []
 
@@ -159,7 +162,7 @@ def jobs(console: Console, name: str) -> list[dict[str, str]]:
     """What the API says of the jobs of this name."""
     import urllib.request
 
-    with urllib.request.urlopen(f"{console.url}/v1/jobs?name={name}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{console.url}/v1/jobs?name={name}", timeout=60) as answer:
         found: list[dict[str, str]] = json.load(answer)["jobs"]
     return found
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from pipelines.drawing import coco_export
 from service import bundle, detector_bundle, registry, store, tracking, transfer
 from service.config import TrackingConfig
+from tests.integration.processes import await_, family, workers
 from tests.integration.small_detectors import RETINANET, SOLOV2
 from tests.service import small_model
 
@@ -136,35 +136,47 @@ def whole(root: Path) -> Path:
     return root / "runs" / "detect-small-1"
 
 
+def await_step_4(root: Path, name: str, job: subprocess.Popen[str]) -> None:
+    """Until the job has saved a checkpoint that is not its last, or is over."""
+    there = root / "runs" / name / "checkpoints" / "step-00000004"
+    await_(lambda: there.exists() or job.poll() is not None, "step 4", 240)
+
+
 def test_a_run_whose_worker_is_killed_is_resumed_bit_identical_though_the_alias_has_moved_and_the_model_is_gone(
     root: Path, whole: Path
 ) -> None:
-    job = start(root, "detect", "name=killed")
-    while not (root / "runs" / "killed" / "checkpoints" / "step-00000004").exists():
-        assert job.poll() is None
-        time.sleep(0.02)
-    family = psutil.Process(job.pid).children(recursive=True)
-    next(one for one in family if "service.training.worker" in one.cmdline()).kill()
-    job.communicate(timeout=240)
-    psutil.wait_procs(family, timeout=60)
+    # The job may end before a worker is killed, where this process has to wait for its turn.
+    for number in range(5):
+        name = f"killed-{number}"
+        job = start(root, "detect", f"name={name}")
+        await_step_4(root, name, job)
+        started, found = family(job.pid), workers(job.pid)
+        if 1 in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[1].kill()
+        said, _ = job.communicate(timeout=500)
+        psutil.wait_procs(started, timeout=120)
+        assert job.returncode == 0 or 1 in found, said
+        if job.returncode != 0:
+            break
     assert job.returncode not in (0, None)
     with moved_on(root):
         # The same word stands for another model by now.
         assert registry.resolve("models:/small@best", uri_of(root)).version != 1
-        said = finish(root, "detect", "name=killed", "--resume")
+        said = finish(root, "detect", f"name={name}", "--resume")
     assert "of models:/small/1" in said
-    expected, got = tensors(root, whole.name), tensors(root, "killed")
+    expected, got = tensors(root, whole.name), tensors(root, name)
     assert got.keys() == expected.keys()
     assert [key for key, value in expected.items() if not torch.equal(got[key], value)] == []
     assert any(key.startswith("ema/") for key in got)
-    assert records(root, "killed") == records(root, whole.name)
-    assert samples(root, "killed") == samples(root, whole.name)
+    assert records(root, name) == records(root, whole.name)
+    assert samples(root, name) == samples(root, whole.name)
 
 
 def test_one_worker_sees_the_same_micro_batches_and_comes_to_nearly_the_same_weights(root: Path, whole: Path) -> None:
-    for name, workers in (("alone", "1"), ("pair", "2")):
+    for name, count in (("alone", "1"), ("pair", "2")):
         short = ("duration=3 steps", "schedule.warmup=1 steps", "schedule.milestones=[2 steps]")
-        finish(root, "detect", f"name={name}", *short, "--workers", workers)
+        finish(root, "detect", f"name={name}", *short, "--workers", count)
     assert samples(root, "alone") == samples(root, "pair")
     alone, pair = tensors(root, "alone", 3), tensors(root, "pair", 3)
     for name, value in alone.items():
@@ -173,17 +185,21 @@ def test_one_worker_sees_the_same_micro_batches_and_comes_to_nearly_the_same_wei
 
 
 def test_zero_1_trains_and_resumes_too(root: Path, whole: Path) -> None:
-    short = ("name=cut", "zero_stage=1", "ema=null")
-    job = start(root, "detect", *short)
-    while not (root / "runs" / "cut" / "checkpoints" / "step-00000004").exists():
-        assert job.poll() is None
-        time.sleep(0.02)
-    job.terminate()
-    said, _ = job.communicate(timeout=240)
+    short = ("zero_stage=1", "ema=null", "grace_s=120")
+    # As above.
+    for number in range(5):
+        name = f"cut-{number}"
+        job = start(root, "detect", f"name={name}", *short)
+        await_step_4(root, name, job)
+        job.terminate()
+        said, _ = job.communicate(timeout=500)
+        assert job.returncode in (0, 75), said
+        if job.returncode == 75:
+            break
     assert job.returncode == 75, said
-    finish(root, "detect", *short, "--resume")
-    finish(root, "detect", "name=uncut", *short[1:])
-    expected, got = tensors(root, "uncut"), tensors(root, "cut")
+    finish(root, "detect", f"name={name}", *short, "--resume")
+    finish(root, "detect", "name=uncut", *short)
+    expected, got = tensors(root, "uncut"), tensors(root, name)
     assert [key for key, value in expected.items() if not torch.equal(got[key], value)] == []
 
 
@@ -238,9 +254,9 @@ def test_the_very_same_job_is_found_again_and_another_one_is_not(root: Path, who
     found = look("name=whatever", "workers=1")
     assert found is not None
     assert found.run_id in {
-        json.loads((root / "runs" / name / "detect.json").read_text())["record_id"]
-        for name in (whole.name, "killed")
-        if (root / "runs" / name / "detect.json").exists()
+        json.loads((folder / "detect.json").read_text())["record_id"]
+        for folder in (whole, *(root / "runs").glob("killed-*"))
+        if (folder / "detect.json").exists()
     }
     assert found.metrics["AP"] == json.loads((whole / "detect.json").read_text())["scores"]["AP"]
     assert look("seed=4") is None

@@ -183,16 +183,22 @@ def test_ends_are_told_apart(backend: DockerBackend, settings: ServiceSettings) 
         "missing": order(settings, "no-such-program"),
         "polite": order(settings, *python(polite)),
         "stubborn": order(settings, *python(stubborn)),
+        "asked": order(settings, *python(stubborn)),
     }
     for job in jobs.values():
         backend.start(job)
-    for name in ("polite", "stubborn"):
+    for name in ("polite", "stubborn", "asked"):
         await_words(backend, jobs[name], "ready")
     backend.cancel(jobs["polite"].name, {}, 60)
     backend.cancel(jobs["stubborn"].name, {}, 4)
-    # It was asked, and not waited for; asking again changes nothing.
-    assert backend.status(jobs["stubborn"].name, {}).phase == "running"
-    backend.cancel(jobs["stubborn"].name, {}, 60)
+    # Asking again changes nothing.
+    backend.cancel(jobs["stubborn"].name, {}, 600)
+    # It is asked, and not waited for. Of one with a long grace: no busy machine lets that pass.
+    asked = jobs.pop("asked").name
+    for _ in range(2):
+        backend.cancel(asked, {}, 600)
+        assert backend.status(asked, {}).phase == "running"
+    backend.remove(asked, {})
     ends = {name: awaited(backend, job) for name, job in jobs.items()}
     assert {name: (end.exit_code, end.out_of_memory) for name, end in ends.items()} == {
         "fails": (3, False),
@@ -340,11 +346,14 @@ if node == 0:
     with socket.create_server(("0.0.0.0", 4000)) as server:
         peer, _ = server.accept()
         print("heard", peer.recv(5).decode(), os.environ["LOROT_NODES"])
+        # Only then may the other one end: this one ends with it.
+        peer.sendall(b"!")
     time.sleep(600)
 for _ in range(600):
     try:
-        with socket.create_connection((os.environ["FIRST"], 4000), timeout=1) as way:
+        with socket.create_connection((os.environ["FIRST"], 4000), timeout=60) as way:
             way.sendall(b"hello")
+            way.recv(1)
         break
     except OSError:
         time.sleep(0.1)

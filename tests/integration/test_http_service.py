@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path)
+    made = Service(tmp_path, limits={"requests_per_minute": 10**6})
     yield made
     made.close()
 
@@ -30,24 +30,26 @@ def test_a_job_trains_to_a_registered_model_while_the_service_ends_and_comes_bac
     service.start()
     config = yaml.safe_load(CONFIG.format(root=service.folder, steps=60, model="lorot-tiny"))
     body = {"spec": {"kind": "train", "name": "tiny", "config": config}, "key": "tiny-1"}
-    job = service.ask("POST", "/v1/jobs", body)
-    assert service.ask("POST", "/v1/jobs", body)["id"] == job["id"]
     states: list[str] = []
     watching = threading.Thread(target=lambda: states.extend(told(service)), daemon=True)
     watching.start()
+    # Else the job may be further than it is to be seen.
+    await_(lambda: _meter(service, "lorot_streams ") == 1, "the watcher listens", 60)
+    job = service.ask("POST", "/v1/jobs", body)
+    assert service.ask("POST", "/v1/jobs", body)["id"] == job["id"]
 
     # Up to the first lines, and then the service is asked to end in the middle of the stream.
     text, last_id = "", ""
     for name, identifier, data in service.follow(f"/v1/jobs/{job['id']}/logs?follow=true"):
         text, last_id = text + ("" if name else data + "\n"), identifier
         if text and service.process is not None and service.process.poll() is None:
+            await_(lambda: {"starting", "running"} & set(states), "the watcher is told", 60)
             service.process.send_signal(signal.SIGTERM)
             break
     assert service.process is not None
-    assert service.process.wait(30) == 0, service.log.read_text()
-    watching.join(10)
+    assert service.process.wait(120) == 0, service.log.read_text()
+    watching.join(60)
     assert not watching.is_alive(), "an open stream outlives the service"
-    assert states[0] in ("starting", "running")
 
     service.start()
     shown = service.ask("GET", f"/v1/jobs/{job['id'][:8]}")
@@ -91,7 +93,7 @@ def test_without_a_service_a_job_goes_on_by_itself_and_the_next_command_finds_it
     submitted = lorot(service.folder, "submit", config, "--json", *here)
     assert submitted.returncode == 0, submitted.stderr
     job = json.loads(submitted.stdout)
-    assert job["state"] in ("starting", "running")
+    assert job["state"] in ("queued", "starting", "running")
     # Nobody of ours runs now but the job itself.
     followed = lorot(service.folder, "logs", "-f", job["id"][:8], *here)
     assert followed.returncode == 0, followed.stderr
@@ -156,7 +158,7 @@ def test_two_hundred_followers_cost_little_and_leave_room_for_others(service: Se
     assert process.num_threads() < 80
     assert service.end() == 0
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert len(counted) == 200
     assert min(counted) >= 1
 

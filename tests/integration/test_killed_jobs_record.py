@@ -15,6 +15,14 @@ pytestmark = pytest.mark.integration
 STEPS = 300
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it does anything: nobody may have looked after a dead one."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking.ensure_ready(uri)
@@ -38,10 +46,14 @@ def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(t
     first = steps_done(run)
     job = lorot(tmp_path, "train", str(tmp_path / "job.yaml"), "--resume")
     wait_until(lambda: steps_done(run) >= first + 25, tmp_path)
-    for process in family(job.pid):
+    # Else the record may be a moment behind.
+    wait_until(lambda: info() == ("RUNNING", "1"), tmp_path)
+    killed = family(job.pid)
+    for process in killed:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    job.wait(60)
+    job.wait(120)
+    wait_until(lambda: not any(map(lives, killed)), tmp_path)
     assert info() == ("RUNNING", "1")
     assert lorot(tmp_path, "sync", str(tmp_path / "runs")).wait(120) == 0
     assert info() == ("FAILED", "1")

@@ -359,7 +359,7 @@ def test_a_log_is_followed_from_before_the_start_over_a_new_pod_to_the_end(place
     place.there.api.ended_logs.add(again)
     place.there.set(again, **ended(0))
     place.there.conclude(NAME, "Complete")
-    follower.thread.join(20)
+    follower.thread.join(120)
     assert not follower.thread.is_alive()
     assert (follower.text, follower.error) == (b"one\ntwo\nthree\nwithout an end", "")
 
@@ -375,7 +375,7 @@ def test_a_connection_that_breaks_within_a_line_loses_and_repeats_nothing(place:
     place.there.api.ended_logs.add(pod)
     place.there.set(pod, **ended(0))
     place.there.conclude(NAME, "Complete")
-    follower.thread.join(20)
+    follower.thread.join(120)
     assert pod not in place.there.api.breaks, "it did break"
     assert follower.text == b"".join(place.there.api.logs[pod])
 
@@ -386,7 +386,7 @@ def test_a_follower_is_told_of_a_log_that_cannot_be_read(place: Place) -> None:
     place.there.set(pod, **running())
     place.there.api.refusals["get", "pods/log"] = (400, "container is waiting to start")
     follower = Follower(place)
-    follower.thread.join(20)
+    follower.thread.join(120)
     assert follower.error.startswith("BackendError")
     assert "waiting to start" in follower.error
 
@@ -399,7 +399,7 @@ def test_a_follower_can_stop_while_nothing_is_written(place: Place) -> None:
     follower = Follower(place, tail=1)
     await_(lambda: follower.text == b"new\n" and follower.silences > 0, "the log", 20)
     follower.wanted = False
-    follower.thread.join(20)
+    follower.thread.join(120)
     assert not follower.thread.is_alive()
 
 

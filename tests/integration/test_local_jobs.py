@@ -28,7 +28,8 @@ from tests.integration.small_job import CONFIG
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-STEPS = 48
+# So many that a busy machine can still stop it before its end.
+STEPS = 160
 # After which the service is killed no more.
 KILLS = 5
 

@@ -209,7 +209,7 @@ def test_requests_at_the_same_time_get_their_own_answers(server: Served) -> None
     assert all(close(found[number], expected[number]) for number in range(len(files)))
 
 
-@pytest.mark.parametrize("where", ["models:/demo@latest", "models:/demo/1", "a folder"])
+@pytest.mark.parametrize("where", ["models:/demo@latest", "a folder"])
 def test_the_command_that_predicts_reads_a_file_and_prints_json(server: Served, tmp_path: Path, where: str) -> None:
     file = jpeg(80, 60)
     body = {"dataframe_records": [{"image": base64.b64encode(file).decode()}]}

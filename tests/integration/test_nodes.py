@@ -112,6 +112,7 @@ def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_s
         jobs[machine.address] = join(machine, where)
         back.append(await_steps(place, 1, 25, f"{machine.address} is taken back") - returned)
 
+    await_(lambda: len(second.workers()) == 1, "the second machine has its worker", 150, lambda: told(place))
     (worker,) = second.workers()
     died = time.monotonic()
     os.kill(worker, signal.SIGKILL)

@@ -21,35 +21,41 @@ def newest(folder: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-????????")), default=0)
 
 
-def test_a_worker_lost_under_plain_torchrun_comes_back_and_the_job_ends(tmp_path: Path) -> None:
-    root = small_job.prepare(tmp_path)
-    folder = root / "runs" / "disturbed"
-    line = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
-    line += ["-m", "service.training.worker", str(root / "job.yaml"), "name=disturbed", "--resume"]
+def disturbed(root: Path, name: str) -> str:
+    """Run the job to its end, and kill a worker meanwhile; what it said."""
+    folder = root / "runs" / name
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line += ["--max-restarts", "1"]
+    line += ["-m", "service.training.worker", str(root / "job.yaml"), f"name={name}", "--resume"]
     # As a user starts it: torchrun shares one store among all restarts unless it is told otherwise.
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    log = root / "said.txt"
+    log = root / f"{name}.txt"
     with log.open("w") as said:
         job = subprocess.Popen(line, env=environment, stdout=said, stderr=said)
     try:
         await_(lambda: job.poll() is not None or newest(folder) >= 4, "a checkpoint", 200, log.read_text)
-        workers(job.pid)[1].send_signal(signal.SIGKILL)
-        assert job.wait(timeout=300) == 0, log.read_text()
+        found = workers(job.pid)
+        if 1 in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[1].send_signal(signal.SIGKILL)
+        assert job.wait(timeout=600) == 0, log.read_text()
     finally:
         for process in family(job.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         job.wait()
-    assert "exitcode: -9" in log.read_text(), "no worker was lost: the test shows nothing"
-    assert sorted(small_job.samples(root, "disturbed")) == list(range(1, small_job.STEPS + 1))
-    assert small_job.tensors(root, "disturbed")
+    return log.read_text()
+
+
+def test_a_worker_lost_under_plain_torchrun_comes_back_and_the_job_ends(tmp_path: Path) -> None:
+    root = small_job.prepare(tmp_path)
+    # The job may end before a worker is killed, where this process has to wait for its turn.
+    for number in range(5):
+        name = f"disturbed-{number}"
+        said = disturbed(root, name)
+        if "exitcode: -9" in said:
+            break
+    assert "exitcode: -9" in said, "no worker was lost: the test shows nothing"
+    assert sorted(small_job.samples(root, name)) == list(range(1, small_job.STEPS + 1))
+    assert small_job.tensors(root, name)

@@ -1,5 +1,6 @@
 """Preparation that is killed, or runs out of disk, goes on to the same bytes."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -53,25 +54,37 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
-    folder = tmp_path / "set"
+def killed_after(shards: int, source: Path, folder: Path) -> list[str]:
+    """Prepare until there are so many shards, then kill; the processes that it had started."""
     process = start(source, folder)
-    deadline = time.monotonic() + 200
-    while len(list(folder.glob("*.tar"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    while len(list(folder.glob("*.tar"))) < shards and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    helpers = [
-        number
-        for task in Path(f"/proc/{process.pid}/task").iterdir()
-        for number in (task / "children").read_text().split()
-    ]
+    helpers = []
+    # Its threads come and go.
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                helpers += (task / "children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(list(folder.glob("*.tar")))
-    assert 3 <= done < sum(name.endswith(".tar") for name in whole)
+    return helpers
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    total = sum(name.endswith(".tar") for name in whole)
+    # The middle is a second long: a machine that stalls just then lets it pass, and the next try meets it.
+    for number in range(6):
+        folder = tmp_path / f"set-{number}"
+        helpers = killed_after(3, source, folder)
+        done = len(list(folder.glob("*.tar")))
+        if len(helpers) == 2 and 3 <= done < total:
+            break
+    assert 3 <= done < total
     assert not (folder / "set.json").exists()
     # The processes it had started end with it.
     assert len(helpers) == 2
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{number}").exists() for number in helpers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{number}").exists() for number in helpers)

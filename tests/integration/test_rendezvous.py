@@ -50,7 +50,7 @@ def test_the_rendezvous_keeps_what_guests_left_that_were_killed_and_ends_when_as
     assert process.stdout is not None
     assert f"--rdzv 127.0.0.1:{port}\n" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(server: tuple[subprocess.Popen[str], str]) -> None:

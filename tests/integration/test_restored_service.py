@@ -1,5 +1,6 @@
 """Backup and restore of what runs: PostgreSQL with a tracking server, and a service whose jobs are at work."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -153,7 +154,8 @@ def services(tmp_path: Path) -> Iterator[list[TinyService]]:
         service.kill()
         for process in psutil.process_iter(["cmdline"]):
             if any(str(service.folder) in word for word in process.info["cmdline"] or ()):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def begin(services: list[TinyService], folder: Path) -> TinyService:
@@ -193,7 +195,8 @@ def test_jobs_that_ran_at_the_time_of_the_backup_are_found_lost_after_it_and_go_
     old.kill()
     for process in psutil.process_iter(["cmdline"]):
         if any(str(old.folder) in word for word in process.info["cmdline"] or ()):
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
     old.folder.rename(tmp_path / "lost")
     restore(tmp_path / "b.tar", tmp_path / "new")
     settings = settings_file.load(tmp_path / "new" / "service.yaml")

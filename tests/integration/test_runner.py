@@ -297,9 +297,17 @@ def test_a_program_that_is_not_there_is_told(backend: local.Local, tmp_path: Pat
 
 
 def test_a_log_is_followed_to_its_end_byte_by_byte(backend: local.Local, tmp_path: Path) -> None:
-    text = "import time\nfor n in range(5): print('line', n, flush=True); time.sleep(0.3)"
+    text = (
+        "import os, time\nprint('line 0', flush=True)\nwhile not os.path.exists('seen'): time.sleep(0.05)\n"
+        "for n in range(1, 5): print('line', n, flush=True)"
+    )
     backend.start(order(tmp_path, *program(text)))
-    pieces = list(backend.logs(NAME, {}, follow=lambda: True))
+    pieces = []
+    for piece in backend.logs(NAME, {}, follow=lambda: True):
+        pieces.append(piece)
+        if piece:
+            # The rest is written only after this one was read.
+            (tmp_path / "seen").touch()
     assert b"".join(pieces) == b"".join(f"line {n}\n".encode() for n in range(5))
     assert b"".join(backend.logs(NAME, {}, tail=2)) == b"line 3\nline 4\n"
     assert b"".join(backend.logs(NAME, {}, tail=0)) == b""

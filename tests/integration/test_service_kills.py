@@ -32,7 +32,7 @@ SEED = int(os.environ.get("LOROT_SEED", random.SystemRandom().randrange(10**6)))
 CLIENTS = 4
 # Enough that there is work at every kill.
 JOBS = 4 + 4 * ROUNDS
-_PATIENCE_S = 120.0 + 30 * ROUNDS
+_PATIENCE_S = 600.0 + 60 * ROUNDS
 
 
 class Mortal(Protocol):

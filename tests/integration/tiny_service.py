@@ -5,6 +5,7 @@
 Specs are checked, recorded, queued and started as ever, each by a real `service.jobs.runner`; only the command differs.
 """
 
+import http.client
 import json
 import os
 import subprocess
@@ -110,12 +111,16 @@ class TinyService:
         """The end of its log."""
         return (self.folder / "service.log").read_text(errors="replace")[-4000:]
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 20) -> Any:
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 60) -> Any:
         """GET, or POST with a body; raises OSError, of which an HTTP error is one."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                return json.load(answer)
+        except http.client.HTTPException as error:
+            # It was killed within its answer.
+            raise ConnectionError(f"{path}: {error!r}") from None
 
     def noted(self) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
         """How often each (job, attempt) has begun, and has ended; those in containers have a ledger each."""

@@ -43,7 +43,7 @@ def torch_resized(image, size):
     return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 120), st.integers(0, 99))
 def test_resizing_is_torchs_antialiased_bilinear_filter_to_within_rounding(height, width, size, seed):
     image = picture(height, width, seed)
@@ -74,7 +74,7 @@ def test_a_window_is_resized_as_if_it_were_an_image_of_its_own():
     assert np.array_equal(resized(image, 48, top=11, left=23, height=89, width=117), resized(window, 48))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_turning_a_block_is_numpys_rot90_of_it_and_touches_nothing_else(data):
     size = data.draw(st.integers(1, 40))

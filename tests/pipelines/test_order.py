@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -8,7 +8,6 @@ from pipelines.errors import LorotError
 from pipelines.order import Order, evaluation_batch, num_evaluation_batches, permute, positions
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 1000))
 def test_an_epoch_is_a_permutation_at_any_length(length, seed, epoch):
     epochs, ids = Order(seed, length).samples(np.arange(epoch * length, (epoch + 1) * length))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import dali, torch_reference
@@ -46,7 +46,6 @@ def render_with_dali(view, samples, plan, *, resizes):
     return images
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_turned_box_equals_numpys_rot90(data):
     height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as official
 
@@ -115,7 +115,6 @@ def test_polygons_of_two_corners_enclose_nothing() -> None:
     assert run_lengths.from_polygons([[0, 0, 5, 5], triangle], 10, 10) == run_lengths.from_polygons([triangle], 10, 10)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_only_strings_that_fill_the_image_get_to_the_compiled_code(runs: bytes) -> None:
     try:

@@ -5,6 +5,7 @@ import json
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.service.api_shelf import Served, served, spec
 
 # Whoever reaches the service may ask these.
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/v1/openapi.json")}
+STILL = partial(Buckets, clock=lambda: 0.0)  # No time goes by, however slow this machine is.
 ROUTES = [
     route
     for part in (job_routes, stream_routes, model_routes, service_routes, operations)
@@ -146,7 +148,10 @@ def test_a_damaged_file_is_told_to_the_log_and_not_to_clients(
     assert any("tokens.json" in str(getattr(one, "fields", "")) for one in caplog.records)
 
 
-def test_people_behind_one_proxy_are_counted_by_their_sessions(place: str, tmp_path: Path) -> None:
+def test_people_behind_one_proxy_are_counted_by_their_sessions(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.guard.Buckets", STILL)
     with served(tmp_path, place, limits={"requests_per_minute": 3}) as here:
         here.token("ann", "read")
         here.token("ben", "read")
@@ -340,7 +345,10 @@ def test_a_session_that_was_tampered_with_is_none(tmp_path: Path) -> None:
         assert not sessions.holds(forged, root)
 
 
-def test_wrong_tokens_are_counted_by_address_and_right_ones_are_still_let_in(place: str, tmp_path: Path) -> None:
+def test_wrong_tokens_are_counted_by_address_and_right_ones_are_still_let_in(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.access.Buckets", STILL)
     with served(tmp_path, place, limits={"failures_per_minute": 3}) as here:
         right = here.token("ann", "read")
         wrong = {"Authorization": "Bearer lorot_wrong"}

@@ -69,7 +69,7 @@ async def all_of(events: AsyncIterator[bytes], until: Callable[[bytes], object] 
             if until(raw):
                 return
 
-    await asyncio.wait_for(gather(), 20)
+    await asyncio.wait_for(gather(), 60)
     await events.aclose()  # type: ignore[attr-defined]
     return raw
 
@@ -280,7 +280,7 @@ def test_many_followers_of_one_log_take_one_look_at_it_and_no_thread_each(here: 
         with here.log(job).open("ab") as file:
             file.write(b"end\n")
         await asyncio.to_thread(here.end, job.id)
-        found = await asyncio.wait_for(asyncio.gather(*tasks), 30)
+        found = await asyncio.wait_for(asyncio.gather(*tasks), 60)
         assert followers._logs == {}
         return found, open_logs, threads
 
@@ -291,7 +291,7 @@ def test_many_followers_of_one_log_take_one_look_at_it_and_no_thread_each(here: 
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -307,7 +307,7 @@ def test_closing_ends_all_streams_and_their_threads(here: Served) -> None:
         await until(lambda: len(followers._logs) == 2)
         followers.close()
         changes.close()
-        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
         await until(lambda: not any(thread.name == "lorot-log" for thread in threading.enumerate()))
 
     asyncio.run(follow())
@@ -412,7 +412,7 @@ def test_a_change_in_the_api_and_one_of_the_controller_both_reach_the_stream(her
         return [json.loads(data) for _, _, data in parsed(b"".join(here.app.state.changes._events))]
 
     # They come by way of the event loop, which is another thread's.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any(one["state"] == "running" for one in told()):
         assert time.monotonic() < deadline, told()
         here.client.get("/healthz")

@@ -122,7 +122,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert len(message.splitlines()) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -203,7 +203,7 @@ def test_a_missing_or_binary_file_is_refused_by_its_name(tmp_path: Path) -> None
         config.load(tmp_path / "picture.yaml")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 24))
 def test_the_workers_share_the_batch_evenly_or_are_told_who_could(micro: int, count: int, world_size: int) -> None:
     job = config.resolve({"global_batch": micro * count, "micro_batch": micro})

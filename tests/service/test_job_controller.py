@@ -336,6 +336,6 @@ def test_the_thread_moves_jobs_on_by_itself_and_ends_when_it_is_told(place: str,
     controller.start()
     desk.submit(spec())
     assert runs.wait(30)
-    controller.stop()
+    controller.stop(60)
     assert controller.last_round_s > 0
     assert not [thread for thread in threading.enumerate() if thread.name == "lorot-jobs"]

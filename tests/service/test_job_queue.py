@@ -66,7 +66,7 @@ plans = st.builds(
 
 
 @given(plans)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_job_runs_in_the_end_and_never_more_at_once_than_there_is(plan: Plan) -> None:
     coming = [
         (Entry(f"{number:03}", priority, came + number / 1000, need), lasts, came)
@@ -97,7 +97,7 @@ def test_every_job_runs_in_the_end_and_never_more_at_once_than_there_is(plan: Pl
     needs,
     st.lists(needs, min_size=1, max_size=4),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_head_starts_when_all_that_ran_before_it_has_ended_however_many_small_ones_come(
     before: list[tuple[Amount, int]], head_needs: Amount, stream: list[Amount]
 ) -> None:

@@ -218,13 +218,12 @@ def test_a_job_of_a_backend_that_is_switched_off_waits_with_a_reason_and_can_be_
     service.settings = settings(tmp_path, backends={"local": {"enabled": False}})
     service.backends.clear()
     service.begin()
-    service.controller.step()
-    service.controller.step()
+    service.step(2)
     assert "not set up" in service.desk.get(started.id).reason
     assert service.state(waiting) == "queued"
     assert "not set up" in service.desk.get(waiting.id).reason
     service.desk.cancel(started.id)
-    service.controller.step()
+    service.step()
     assert service.state(started) == "killed"
 
 

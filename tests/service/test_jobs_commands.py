@@ -1,6 +1,7 @@
 """`lorot submit`, `jobs`, `logs`, `cancel`, `retry`, `resume`, `token`: to a service over HTTP, and without one."""
 
 import contextlib
+import dataclasses
 import json
 import socket
 import sys
@@ -230,6 +231,9 @@ def test_a_configuration_travels_as_plain_keys(tmp_path: Path) -> None:
     made = submitting.spec(wish)
     assert made.config == {"optimizer": {"lr": 0.3, "momentum": 0.5}, "duration": "3 epochs", "seed": 7}
     assert (made.kind, made.backend, made.name) == ("train", "local", "my-run")
+    named = submitting.Wish(config=wish.config, overrides=("name=its own",))
+    assert submitting.spec(named).name == "its-own"
+    assert submitting.spec(dataclasses.replace(named, name="theirs")).name == "theirs"
 
 
 def test_the_kind_of_a_job_follows_from_its_configuration(tmp_path: Path) -> None:

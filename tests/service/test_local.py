@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a configuration in it, the working folder; the tracking database is taken to be there."""
     (tmp_path / "job.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(local.tracking, "ensure_ready", lambda uri: None)
+    monkeypatch.setattr(local.tracking, "ensure_ready", lambda *_: None)
     return tmp_path
 
 
@@ -97,16 +97,20 @@ def test_a_worker_that_is_killed_is_named_with_the_signal_and_the_likely_cause(
         here,
         """
         import json, pathlib, signal, time
+        def fail(number, frame):
+            told = {"type": "DistError", "message": "connection closed by peer", "exit_code": 1}
+            pathlib.Path("runs/job/error.json").write_text(json.dumps(told))
+            sys.exit(1)
         if rank == 1:
+            while not pathlib.Path("ready").exists():
+                time.sleep(0.01)
             print("allocating the last page", file=sys.stderr, flush=True)
-            pathlib.Path("dying").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        while not pathlib.Path("dying").exists():
-            time.sleep(0.01)
-        time.sleep(0.5)
-        told = {"type": "DistError", "message": "connection closed by peer", "exit_code": 1}
-        pathlib.Path("runs/job/error.json").write_text(json.dumps(told))
-        sys.exit(1)
+        # Asked to stop by torchrun, when that has seen the other's death.
+        signal.signal(signal.SIGTERM, fail)
+        pathlib.Path("ready").touch()
+        while True:
+            signal.pause()
         """,
     )
     with pytest.raises(JobError) as caught:
@@ -129,7 +133,8 @@ def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: si
         def stop(number, frame):
             with pathlib.Path(f"stopped{rank}").open("a") as file:
                 file.write(f"{number} ")
-            time.sleep(0.5)
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
             pathlib.Path(f"ended{rank}").touch()
             raise SystemExit(1)
         signal.signal(signal.SIGINT, stop)
@@ -143,7 +148,7 @@ def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: si
     program = textwrap.dedent("""
         from service.jobs import local
         local.WORKER = "stand_in"
-        local.tracking.ensure_ready = lambda uri: None
+        local.tracking.ensure_ready = lambda *_: None
         try:
             local.run("job.yaml")
         except local.JobError as error:
@@ -162,7 +167,8 @@ def test_a_signal_reaches_the_workers_once_and_is_awaited(here: Path, number: si
             wait_for(lambda: all((here / f"stopped{rank}").exists() for rank in range(2)), launcher)
             for again in (number, signal.SIGTERM, signal.SIGUSR1):
                 os.killpg(launcher.pid, again)
-        said, _ = launcher.communicate(timeout=60)
+        (here / "go").touch()
+        said, _ = launcher.communicate(timeout=120)
     finally:
         launcher.kill()
     assert launcher.returncode == exit_code
@@ -191,7 +197,7 @@ def test_torchrun_ends_with_its_launcher_instead_of_restarting_the_workers_for_e
     program = textwrap.dedent("""
         from service.jobs import local
         local.WORKER = "stand_in"
-        local.tracking.ensure_ready = lambda uri: None
+        local.tracking.ensure_ready = lambda *_: None
         local.run("job.yaml", ["workers=1"], max_restarts=3)
         """)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
@@ -213,7 +219,7 @@ def test_torchrun_ends_with_its_launcher_instead_of_restarting_the_workers_for_e
 def wait_for(condition, process: subprocess.Popen, seconds: float = 100) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, "the launcher ended early"
+        assert process.poll() is None or condition(), "the launcher ended early"
         assert time.monotonic() < deadline, "the workers did not start"
         time.sleep(0.05)
 
@@ -246,7 +252,7 @@ def test_what_is_wrong_with_batch_data_or_tracking_is_told_before_anything_start
         local.run("job.yaml", ["data={name: folder, root: absent}"])
     assert caught.value.exit_code == 3
 
-    def silent(uri: str) -> None:
+    def silent(*_: object) -> None:
         raise TrackingError("nobody answers")
 
     monkeypatch.setattr(local.tracking, "ensure_ready", silent)
@@ -298,6 +304,22 @@ def test_an_earlier_run_is_only_gone_on_with_or_set_aside_when_asked_to(
     assert (here / "runs/job.1/checkpoints/step-00000010").exists()
     assert not (here / "runs/job/checkpoints").exists()
     assert [line[-1] for line in started] == ["--resume", "job.yaml"]
+
+
+def test_a_signal_while_the_end_is_recorded_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        monkeypatch.setattr(local, "_supervise", lambda *_: (1, signal.SIGTERM))
+        monkeypatch.setattr(local.outcome, "settle", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(JobError, match="stopped by SIGTERM") as caught:
+            local.run("job.yaml")
+        assert caught.value.exit_code == 75
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM], "afterwards it means what it did before"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

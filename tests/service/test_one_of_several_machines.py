@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "stand_in.py").write_text(WORKER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "WORKER", "stand_in")
-    monkeypatch.setattr(local.tracking, "ensure_ready", lambda uri: None)
+    monkeypatch.setattr(local.tracking, "ensure_ready", lambda *_: None)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,10 +22,12 @@ from service.ownership import Ownership
 HOLDS = """
 import sys, time
 from pathlib import Path
+from service import ownership
 from service.ownership import Ownership
+ownership.BEAT_S = 0.05
 Ownership(Path(sys.argv[1]), *sys.argv[2:]).take()
 print("taken", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -51,6 +54,12 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For takes that end as soon as something happens: on a busy machine that may be late."""
+    monkeypatch.setattr(ownership, "WATCH_S", 60.0)
+
+
+@pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a shared disk without them."""
 
@@ -73,7 +82,7 @@ def test_a_living_owner_is_named_and_a_killed_one_is_succeeded_without_watching_
     # Whoever waits for a lock, or for a sign of life, sleeps between two looks.
     naps: list[float] = []
     with monkeypatch.context() as patch:
-        patch.setattr(time, "sleep", naps.append)
+        patch.setattr(ownership, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=naps.append))
         mine.take()
     assert naps == []
     mine.check()
@@ -87,6 +96,7 @@ def test_a_stopped_owner_of_this_machine_still_has_it(tmp_path: Path, other: sub
         Ownership(tmp_path).take()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_dying_owner_is_waited_for(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     threading.Timer(0.5, other.kill).start()
     mine = Ownership(tmp_path)
@@ -94,7 +104,7 @@ def test_a_dying_owner_is_waited_for(tmp_path: Path, other: subprocess.Popen[str
     mine.release()
 
 
-@pytest.mark.usefixtures("no_locks")
+@pytest.mark.usefixtures("no_locks", "patient")
 def test_without_locks_a_growing_number_is_a_sign_of_life(tmp_path: Path) -> None:
     first = Ownership(tmp_path, "one")
     first.take()
@@ -109,6 +119,7 @@ def test_without_locks_a_growing_number_is_a_sign_of_life(tmp_path: Path) -> Non
     second.release()
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_owner_of_another_machine_is_watched_even_where_the_lock_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,8 +137,8 @@ def test_an_owner_of_another_machine_is_watched_even_where_the_lock_can_be_had(
 def test_an_owner_that_seemed_dead_finds_that_it_was_succeeded(tmp_path: Path) -> None:
     first = Ownership(tmp_path, "one")
     first.take()
-    first._ended.set()  # it stands still
-    time.sleep(0.5)
+    with first._writing:
+        first._ended.set()  # it stands still
     second = Ownership(tmp_path, "two")
     second.take()
     with pytest.raises(SucceededError, match="taken this run over while this worker stood still"):
@@ -145,11 +156,7 @@ def test_an_owner_notes_at_a_sign_of_life_that_it_was_succeeded_and_does_not_for
     first, second = Ownership(tmp_path, "one"), Ownership(tmp_path, "two")
     first.take()
     assert not first.lost
-    second._beat()
-    deadline = time.monotonic() + 30
-    while not first.lost and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert first.lost
+    succeed(first, second)
     # As it leaves the folder at its end.
     (tmp_path / "owner.json").unlink()
     with pytest.raises(StorageError, match=f"process {os.getpid()} on .* has taken this run over"):
@@ -162,21 +169,81 @@ def test_an_owner_notes_at_a_sign_of_life_that_it_was_succeeded_and_does_not_for
 def test_an_owner_that_wakes_up_does_not_take_its_place_back(tmp_path: Path) -> None:
     first, second = Ownership(tmp_path, "one"), Ownership(tmp_path, "two")
     first.take()
-    second._beat()
-    time.sleep(1.0)
+    succeed(first, second)
+    time.sleep(3 * ownership.BEAT_S)
     second.check()
     first.release()
+    second.check()
 
 
-def test_a_lock_that_is_kept_for_a_machine_without_power_does_not_hold_the_folder(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_locks")
+def test_what_an_owner_was_about_to_write_is_not_written_after_its_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Ownership(tmp_path, "one")
+    begun, go_on = threading.Event(), threading.Event()
+    beat = Ownership._beat
+
+    def late(self: Ownership) -> None:
+        if threading.current_thread().name == "owner":
+            begun.set()
+            go_on.wait(120)
+        beat(self)
+
+    monkeypatch.setattr(Ownership, "_beat", late)
+    owner.take()
+    assert begun.wait(120)
+    beating = [thread for thread in threading.enumerate() if thread.name == "owner"]
+    threading.Timer(0.2, go_on.set).start()
+    owner.release()
+    assert not (tmp_path / "owner.json").exists()
+    go_on.set()
+    for thread in beating:
+        thread.join()
+    assert not (tmp_path / "owner.json").exists()
+
+
+def succeed(first: Ownership, second: Ownership) -> None:
+    """Let `second` write while `first` is not about to, and `first` find it at its next sign of life."""
+    with first._writing:
+        second._beat()
+    deadline = time.monotonic() + 120
+    while not first.lost and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert first.lost
+
+
+def watch(patch: pytest.MonkeyPatch, folder: Path, is_alive: Callable[[], bool]) -> None:
+    """Give whoever watches an owner a clock by which a living one is never late: a nap lasts until its next beat."""
+    now = 0.0
+
+    def nap(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        before, deadline = ownership._read(folder).get("beat"), time.monotonic() + 120
+        while is_alive() and ownership._read(folder).get("beat") == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    patch.setattr(ownership, "time", SimpleNamespace(monotonic=lambda: now, time=time.time, sleep=nap))
+
+
+def test_a_lock_that_is_kept_for_a_machine_without_power_does_not_hold_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "BEAT_S", 0.05)
+    is_alive = True
+    watch(monkeypatch, tmp_path, lambda: is_alive)
     lost = holder(tmp_path, "elsewhere")
     try:
         with pytest.raises(TakenError, match=f"process {lost.pid}"):
             Ownership(tmp_path, "here").take()
         # Its lock stays, its beat does not.
         lost.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, lost.pid, os.WSTOPPED | os.WNOWAIT)
+        is_alive = False
         mine = Ownership(tmp_path, "here")
         mine.take()
+        is_alive = True
         assert not mine.lost
         # Without the lock, it is watched like an owner of another machine, by its own machine's others too.
         with pytest.raises(TakenError, match=f"process {os.getpid()}"):

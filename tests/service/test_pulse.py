@@ -3,6 +3,7 @@
 import queue
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
@@ -46,11 +47,11 @@ def test_machines_that_live_or_have_said_that_they_end_are_no_cause_for_alarm(st
 
 
 def test_a_machine_that_falls_silent_is_named_once_by_the_others(store, told):
+    began = time.monotonic()
     survivor = of(store, 0, 3, told)
     # It said something once, and was gone: nothing tells it from one that lost its power.
     store.set("lorot/pulse/first/2", "1")
     begun(store, 0)
-    began = time.monotonic()
     assert told.get(timeout=30) == f"machine 2 of the job has given no sign of life for {SILENCE_S:g} s"
     assert time.monotonic() - began > SILENCE_S / 2
     survivor.stop()
@@ -65,7 +66,8 @@ def test_a_machine_of_an_earlier_attempt_is_nobodys_concern(store, told):
     survivor.stop()
 
 
-def test_a_store_that_cannot_be_reached_any_more_is_named(told):
+def test_a_store_that_cannot_be_reached_any_more_is_named(told, monkeypatch):
+    monkeypatch.setattr(pulse, "_LAST_WORD_S", 0.1)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     where = f"127.0.0.1:{store.port}"
     survivor = of(store, 0, 2, told)
@@ -94,11 +96,95 @@ def test_a_machine_that_ends_while_the_store_is_slow_still_says_so(store, told, 
         raise RuntimeError("slow")
 
     monkeypatch.setattr(Pulse, "_look", fails)
+    # However busy the machine is: what counts is that it waits for the word, not for how long.
+    monkeypatch.setattr(pulse, "_LAST_WORD_S", 60.0)
     ending = Pulse(f"127.0.0.1:{store.port}", "first", 0, 2, told.put, 60.0)
     ending.start()
     begun(store, 0)
     ending.stop()
     assert store.get("lorot/pulse/first/0") == b"over"
+
+
+class Laps:
+    """A clock that goes on only while the judging thread waits, by as many seconds as its next lap takes."""
+
+    def __init__(self, monkeypatch):
+        self.now, self._left = 1000.0, []
+        monkeypatch.setattr(pulse, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def judge(self, one, *laps_s):
+        self._left = [*laps_s]
+        one._judge()
+
+    def wait(self, timeout_s):
+        if not self._left:
+            return True
+        self.now += self._left.pop(0)
+        return False
+
+    def is_set(self):
+        return False
+
+
+class Words:
+    """A store that answers at once, with what machines 0 and 1 have said."""
+
+    def __init__(self, *said):
+        self.said = said
+
+    def check(self, keys):
+        return True
+
+    def multi_get(self, keys):
+        return [word.encode() for word in self.said]
+
+
+@pytest.fixture
+def laps(monkeypatch):
+    return Laps(monkeypatch)
+
+
+def judged(laps, lost):
+    """Machine 0, with a clock of the test's own, and no thread."""
+    made = Pulse("127.0.0.1", "first", 0, 2, lost, 10.0)
+    made._over = laps
+    return made
+
+
+def test_time_in_which_this_machine_stood_still_makes_nobody_silent(laps):
+    lost, heard = [], {}
+    one = judged(laps, lost.append)
+    assert one._look(Words("5", "5"), heard) == []
+    laps.judge(one, *[1.0] * 5, 3600.0)
+    # Before the others have had the time to say anything.
+    assert one._look(Words("6", "5"), heard) == []
+    assert lost == []
+    # What is silent from then on is found all the same.
+    laps.judge(one, *[1.0] * 4)
+    assert lost == ["the rendezvous at 127.0.0.1 has not answered for 10 s"]
+    assert one._look(Words("7", "5"), heard) == [1]
+
+
+def test_a_machine_that_stands_still_again_and_again_hears_that_the_others_live(laps):
+    lost, heard = [], {}
+    one = judged(laps, lost.append)
+    for number in range(100):
+        laps.judge(one, 20.0)
+        assert one._look(Words(str(number), str(number)), heard) == []
+        one._answered = one._awake_s()
+    assert lost == []
+
+
+@pytest.mark.parametrize("look_s", [1, 4])
+def test_a_silent_machine_is_noticed_within_one_look_more_than_the_silence_however_slow_a_look_is(laps, look_s):
+    one, heard = judged(laps, [].append), {}
+    one._answered = 1e6  # only the machine is in question here
+    one._look(Words("5", "5"), heard)
+    began = laps.now
+    while not one._look(Words("6", "5"), heard):
+        laps.judge(one, *[1.0] * look_s)
+        assert laps.now - began <= 10 + look_s
+    assert laps.now - began > 10
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,23 @@ def test_a_version_whose_twin_was_served_late_is_there_once(place: str, tmp_path
     assert [row.version for row in registry.list_models()] == [first]
 
 
+def test_a_version_again_that_somebody_has_given_an_alias_stays(place: str, tmp_path: Path) -> None:
+    run = tracking.open_run(QUIET, name="job", folder=tmp_path / "job")
+    run.finish()
+    card = written(tmp_path / "job" / "model", CARD)
+    first = registry.register(card, name="lorot-demo", run_id=run.run_id, metric="val/top1")
+    api = store.client()
+    known = api.get_model_version("lorot-demo", str(first))
+    named, spare = (
+        int(api.create_model_version("lorot-demo", known.source, run.run_id, tags=known.tags).version) for _ in range(2)
+    )
+    api.set_registered_model_alias("lorot-demo", "production", str(named))
+    assert registry.register(card, name="lorot-demo", run_id=run.run_id, metric="val/top1") == first
+    assert {row.version for row in registry.list_models()} == {first, named}
+    assert spare not in {first, named}
+    assert int(api.get_model_version_by_alias("lorot-demo", "production").version) == named
+
+
 # --- folders that foreign code has written
 
 

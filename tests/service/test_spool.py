@@ -28,7 +28,7 @@ def numbers(records: list[spool.Record]) -> list[int]:
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_receiver_that_fails_at_times_gets_every_record_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, failures: list[bool], width: int
 ) -> None:
@@ -174,19 +174,20 @@ def test_new_records_do_not_hurry_a_sender_whose_receiver_is_away(tmp_path: Path
         raise ConnectionError("away")
 
     sender = Sender(waiting, deliver)
+    began = time.monotonic()
     sender.start()
-    assert tried.acquire(timeout=30)
+    assert tried.acquire(timeout=60)
     # The first failure is noted a moment after it happened; from then on only the clock wakes the thread.
     while not sender.last_error:
         time.sleep(0.001)
-    before = asked[0]
     for number in range(100):
         waiting.append({"op": "n", "number": number})
         sender.wake()
-    # Tried again after half a second, one, two: as often as that, and not a hundred times.
-    assert not any(tried.acquire(timeout=0.002) for _ in range(20))
-    assert asked[0] - before <= 1
-    assert sender.stop()
+        # Whoever is woken by it has its turn.
+        time.sleep(0.0005)
+    # Tried again after half a second, one, two: as often as that, however long this took, and not a hundred times.
+    assert asked[0] <= 1 + (time.monotonic() - began) / 0.5
+    assert sender.stop(60)
 
 
 def test_a_refused_record_does_not_take_its_neighbours_with_it(tmp_path: Path) -> None:
@@ -220,10 +221,11 @@ def test_the_sender_keeps_at_it_until_the_receiver_is_back_and_the_writer_never_
     for number in range(1000):
         waiting.append({"op": "n", "number": number})
         sender.wake()
-    assert time.monotonic() - began < 1
+    # Whoever waited for the sender would pay half a second a record, and more and more.
+    assert time.monotonic() - began < 30
     assert not sender.drain(0.2)
     assert sender.last_error == "away"
     back.set()
-    assert sender.drain(10)
-    assert sender.stop()
+    assert sender.drain(60, away_s=60)
+    assert sender.stop(60)
     assert got == list(range(1000))

@@ -17,6 +17,7 @@ from pipelines.plan import View
 from service import config, registry, tracking
 from service.run_folder import RunFolder
 
+ROOT = Path(__file__).parents[2]
 STEPS = 60
 
 
@@ -73,6 +74,35 @@ def whole(place: Path) -> Path:
     return folder
 
 
+# The job as it is, but for workers that wait after step 20 until they are asked to stop: on a busy machine they might
+# have trained to the end by then.
+WAITING = """
+import sys, time
+from service.training import keeper, signals, worker
+
+asked = []
+
+def hear(self, number, frame, real=signals.Signals._hear):
+    asked.append(number)
+    real(self, number, frame)
+
+def step(self, done, real=keeper.RunKeeper.step):
+    real(self, done)
+    while done == 20 and not asked:
+        time.sleep(0.01)
+
+signals.Signals._hear, keeper.RunKeeper.step = hear, step
+sys.exit(worker.main())
+"""
+LAUNCHER = """
+import sys
+from service import cli
+from service.jobs import local
+local.WORKER = "waiting_worker"
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def tensors(folder: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
     parts = sorted((folder / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
     assert [part.stem for part in parts] == ["ema", "optimizer", "weights"]
@@ -80,7 +110,10 @@ def tensors(folder: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_stopped_at_a_step_and_resumed_ends_bit_identical(whole: Path, place: Path) -> None:
-    job = subprocess.Popen(command(place, "name=stopped"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    (place / "waiting_worker.py").write_text(WAITING)
+    line = [sys.executable, "-c", LAUNCHER, "train", str(place / "job.yaml"), "name=stopped"]
+    paths = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
+    job = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=paths)
     stopped = place / "runs" / "stopped"
     deadline = time.monotonic() + 200
     while not (stopped / "checkpoints" / "step-00000010").exists() and time.monotonic() < deadline:

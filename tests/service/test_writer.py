@@ -70,7 +70,7 @@ def test_another_set_of_tensors_is_copied_all_the_same() -> None:
 
 def test_an_action_runs_beside_its_caller_and_waiting_means_that_it_has_ended() -> None:
     writer, go, done = Writer(), threading.Event(), []
-    writer.start(lambda: (go.wait(10), done.append(1)))
+    writer.start(lambda: (go.wait(120), done.append(1)))
     assert writer.is_busy
     assert done == []
     go.set()

@@ -125,6 +125,7 @@ def load(name: str, settings: ServiceSettings) -> Backend:
 
     if name not in NAMES or not getattr(settings.backends, name).enabled:
         on = [other for other in NAMES if getattr(settings.backends, other).enabled]
-        raise ConfigError(f"backend {name!r} is not set up here; there are {', '.join(on) or 'none'}")
+        remedy = f"; its settings switch it on: backends.{name}.enabled: true" if name in NAMES else ""
+        raise ConfigError(f"backend {name!r} is not set up here, on are: {', '.join(on) or 'none'}{remedy}")
     backend: Backend = importlib.import_module(f"service.jobs.backends.{name}").make(settings)
     return backend
