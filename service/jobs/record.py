@@ -77,6 +77,11 @@ class Record:
         """Whether `jobs` lacks some that have ended, because they are still being read."""
         return self.is_read_beside and not self._has_all
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether `jobs` answers at once: nothing has to be read first."""
+        return self._has_all or (self.is_read_beside and self._has_open)
+
     def load_open(self) -> None:
         """Fill memory with the jobs that have not ended, the first time; raises TrackingError."""
         if not self._has_open:

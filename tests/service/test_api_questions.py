@@ -15,7 +15,7 @@ from service.api import model_routes, questions
 from service.api.questions import Questions
 from service.console import pages
 from service.errors import TrackingError
-from service.jobs import history
+from service.jobs import history, runs
 from tests.service.api_shelf import Served, served
 
 
@@ -42,6 +42,28 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(model_routes, "LONG_S", 0.5)
     yield asked
     ended.set()
+
+
+def test_a_list_that_has_to_be_read_first_stops_no_other_route(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over, real = threading.Event(), threading.Event(), runs.open_ones
+
+    def slow(uri: str) -> list[runs.Found]:
+        begun.set()
+        over.wait(120)
+        return real(uri)
+
+    job = here.submit()
+    monkeypatch.setattr(runs, "open_ones", slow)
+    here.desk.record._has_open = here.desk.record._has_all = False
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(here.client.get, "/v1/jobs")
+        try:
+            assert begun.wait(60)
+            assert here.client.get("/healthz").status_code == 200
+            assert not asked.done()
+        finally:
+            over.set()
+        assert [found["id"] for found in asked.result().json()["jobs"]] == [job["id"]]
 
 
 def test_more_questions_to_a_hanging_mlflow_than_there_are_threads_stop_no_other_route(
