@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +225,20 @@ def test_the_timer_has_the_limit_of_what_is_done_from_its_first_moment_and_lets_
         dog._lost("nobody answers")
         assert len(ended) == 2
         assert limits[4] >= 30
+
+
+def test_the_timer_begins_anew_at_every_look_so_that_it_ends_no_worker_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+    timer = SimpleNamespace(
+        dump_traceback_later=lambda *_, **__: looks.release(), cancel_dump_traceback_later=lambda: None
+    )
+    monkeypatch.setattr(watchdog, "faulthandler", timer)
+    dog = Watchdog(RunFolder(tmp_path), world(1), 600.0)
+    dog._every_s = 0.01
+    with dog:
+        assert all(looks.acquire(timeout=60) for _ in range(5))
 
 
 def sign(folder: Path, rank: int, count: int, attempt: str) -> None:
