@@ -142,6 +142,12 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except TrackingError:
         raise
+    except ModuleNotFoundError as error:
+        if error.name not in ("psycopg", "psycopg2"):
+            raise
+        raise TrackingError(
+            f"{shown(uri)} takes a driver: pip install psycopg2-binary, and write postgresql+psycopg2:// as its scheme"
+        ) from error
     except Exception as error:
         foreign = type(error).__module__.startswith(("mlflow", "sqlalchemy", "requests", "urllib3"))
         if not foreign and not isinstance(error, OSError):

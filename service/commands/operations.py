@@ -92,7 +92,8 @@ def restore(
             f"tracking server: mlflow server --backend-store-uri {done.database_uri} "
             f"--artifacts-destination {done.server_artifacts}"
         )
-    typer.echo(f"service: lorot serve --settings {done.settings}")
+    where = "" if done.names_tracking else "MLFLOW_TRACKING_URI=ADDRESS "
+    typer.echo(f"service: {where}lorot serve --settings {done.settings}")
 
 
 def gc(

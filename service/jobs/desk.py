@@ -3,6 +3,7 @@
 import base64
 import binascii
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -115,7 +116,9 @@ class Desk:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(f"{results}: cannot be written ({error.strerror}); free some space there") from None
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "free some space there" if is_full else "let the service's user write there, or change `results`"
+            raise StorageError(f"{results}: cannot be written ({error.strerror}); {hint}") from None
 
     def page(
         self,

@@ -1,5 +1,6 @@
 """The job service's settings: a YAML file with overrides on top. Imports no torch."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,5 +31,15 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> ServiceSettings:
 def _explain(problem: Any) -> str:
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key; configs/service.yaml shows those there are"
+        return f"{where}: unknown key; {_hint(problem['loc'])}"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})"
+
+
+def _hint(where: Sequence[Any]) -> str:
+    *path, wrong = where
+    section: Any = ServiceSettings
+    for name in path:
+        section = section.model_fields[name].annotation
+    if near := difflib.get_close_matches(str(wrong), section.model_fields, n=1):
+        return f"did you mean {'.'.join((*path, near[0]))!r}?"
+    return "configs/service.yaml shows those there are, so does `lorot serve --help`"

@@ -4,6 +4,7 @@ The database is taken first, as of one moment. Whatever it speaks of was written
 afterwards hold all of it, and at most something more. Nothing has to be stopped.
 """
 
+import os
 import tempfile
 import urllib.parse
 import urllib.request
@@ -88,6 +89,7 @@ def back_up(
                 writer.add_tree(settings.state, STATE, wanted=_is_state)
             # Of the copy, where that can be asked: an experiment may have come since.
             known = database.locations(f"sqlite:///{dumped}" if kind == database.SQLITE else uri)
+            facts["served"] = _is_served(settings, known)
             facts |= _add_artifacts(writer, known, stored, with_artifacts, _omitted(settings, uri), say)
             if with_jobs and settings.results.is_dir():
                 say(f"job folders: {settings.results}")
@@ -142,6 +144,13 @@ def _add_artifacts(
     return {"artifacts": places, "server_artifacts": server, "server_location": address, "elsewhere": elsewhere}
 
 
+def _is_served(settings: ServiceSettings, known: list[str]) -> bool:
+    """Whether the service speaks to a tracking server, and not to its database."""
+    if spoken := settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return spoken.startswith(("http://", "https://"))
+    return any(place.startswith("mlflow-artifacts:") for place in known)
+
+
 def _stored(artifacts: str | Path | None) -> Path | Objects | None:
     """What holds a tracking server's artifacts; raises ConfigError if it is not there."""
     if artifacts is None:
@@ -151,7 +160,8 @@ def _stored(artifacts: str | Path | None) -> Path | Objects | None:
     folder = Path(artifacts)
     if not folder.is_dir():
         raise ConfigError(
-            f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination, a folder or s3://BUCKET/FOLDER"
+            f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination, a folder or s3://BUCKET/FOLDER, "
+            "or leave artifacts out with --without-artifacts as long as there are none"
         )
     return folder
 

@@ -55,7 +55,7 @@ def dump(uri: str, target: Path) -> None:
         _copy_sqlite(uri, target)
         return
     line = ["pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={target}"]
-    _run([*line, f"--dbname={_address(uri)}"], uri, "back up")
+    _run([*line, f"--dbname={without_password(uri)}"], uri, "back up")
 
 
 def restore(source: Path, kind: str, uri: str) -> None:
@@ -76,7 +76,7 @@ def restore(source: Path, kind: str, uri: str) -> None:
         return
     refuse_if_filled(uri)
     line = ["pg_restore", "--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]
-    _run([*line, f"--dbname={_address(uri)}", str(source)], uri, "restore into")
+    _run([*line, f"--dbname={without_password(uri)}", str(source)], uri, "restore into")
 
 
 def refuse_if_filled(uri: str) -> None:
@@ -188,7 +188,7 @@ def _check_sqlite(path: Path, kind: type[TrackingError] | type[DataError]) -> No
         raise kind(f"{path}: the database is damaged, or none of MLflow ({said})")
 
 
-def _address(uri: str) -> str:
+def without_password(uri: str) -> str:
     """As libpq reads it, without the password, which every user of the machine could see in a list of processes."""
     parts = urllib.parse.urlsplit(uri)
     user, at, host = parts.netloc.rpartition("@")

@@ -38,6 +38,7 @@ class Restored:
 
     Attributes:
         settings: file to start the service with.
+        names_tracking: whether the settings say where the record is; else MLFLOW_TRACKING_URI has to.
         database_uri: of the tracking database, without a password.
         server_artifacts: for the tracking server's --artifacts-destination, a folder or s3://BUCKET/FOLDER; None if
             there were none in the archive.
@@ -45,6 +46,7 @@ class Restored:
     """
 
     settings: Path
+    names_tracking: bool
     database_uri: str
     server_artifacts: Path | str | None
     num_files: int
@@ -92,7 +94,7 @@ def restore(
             scratch.mkdir()
             try:
                 with _uploaded(reader, objects, say):
-                    _fill(reader, scratch, folder, kind, uri, objects, say)
+                    names_tracking = _fill(reader, scratch, folder, kind, uri, objects, say)
                     if folder.is_dir():
                         folder.rmdir()
                     scratch.rename(folder)
@@ -105,7 +107,8 @@ def restore(
         server = _server(reader, folder, objects)
         return Restored(
             folder / SETTINGS,
-            store.shown(database.with_driver(uri)),
+            names_tracking,
+            database.with_driver(database.without_password(uri)) if kind == database.POSTGRESQL else uri,
             server,
             num_files=len(manifest.files),
             num_bytes=manifest.num_bytes,
@@ -200,14 +203,15 @@ def _fill(
     uri: str,
     objects: Objects | None,
     say: Callable[[str], object],
-) -> None:
+) -> bool:
+    """Returns whether the settings name the place of the record."""
     facts = reader.manifest.facts
     for part in (backup.STATE, backup.ARTIFACTS, backup.JOBS):
         for name in (name for name in reader.manifest.below(part) if not _goes(name, objects)):
             reader.extract(name, scratch / name, 0o600 if part == backup.STATE else 0o666)
     if (scratch / backup.STATE).exists():
         (scratch / backup.STATE).chmod(0o700)
-    _write_settings(reader, scratch, folder, uri)
+    names_tracking = _write_settings(reader, scratch, folder, uri)
     moves = {location: _as_written(location, folder / own) for location, own in facts["artifacts"].items()}
     if (before := facts.get("server_location")) is not None:
         # Where MLflow speaks to the store itself, and not through its server.
@@ -227,9 +231,10 @@ def _fill(
             say(f"{store.shown(uri)} has been filled already; make it anew before the next try")
             raise
         dumped.unlink()
+    return names_tracking
 
 
-def _write_settings(reader: Reader, scratch: Path, folder: Path, uri: str) -> None:
+def _write_settings(reader: Reader, scratch: Path, folder: Path, uri: str) -> bool:
     try:
         content = yaml.safe_load(reader.text(backup.SETTINGS)) if backup.SETTINGS in reader.manifest.files else {}
         before = ServiceSettings.model_validate(content)
@@ -240,6 +245,7 @@ def _write_settings(reader: Reader, scratch: Path, folder: Path, uri: str) -> No
         if value is None:
             del content[name]
     (scratch / SETTINGS).write_text(yaml.safe_dump(content, sort_keys=False))
+    return "tracking_uri" in content
 
 
 def _places(reader: Reader, before: ServiceSettings, folder: Path, uri: str) -> Mapping[str, Any]:
@@ -248,9 +254,15 @@ def _places(reader: Reader, before: ServiceSettings, folder: Path, uri: str) -> 
     if reader.manifest.facts.get("jobs"):
         # Else they are where they were, if this is that machine.
         found["results"] = str(folder / backup.JOBS)
+    facts = reader.manifest.facts
+    # Archives of before there was "served": only a server has a folder of its own in them.
+    served = facts.get("served", bool(facts.get("server_artifacts")) and not facts.get("server_location"))
+    if before.tracking_uri is None and served:
+        # MLFLOW_TRACKING_URI named the server; the database behind it would not give out its artifacts.
+        return found
     if before.tracking_uri is None or not before.tracking_uri.startswith(("http://", "https://")):
         # A password belongs in MLFLOW_TRACKING_URI, not in a file.
-        found["tracking_uri"] = None if urllib.parse.urlsplit(uri).password else uri
+        found["tracking_uri"] = None if urllib.parse.urlsplit(uri).password else database.with_driver(uri)
     return found
 
 

@@ -60,8 +60,9 @@ class Display:
         """Without a terminal it shows nothing."""
         self._console = Console(file=terminal, quiet=terminal is None, highlight=False, soft_wrap=True)
         self._total = total_steps
-        self._first = first_step
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
+        # From the end of the first step on, which also opens the data and compiles.
+        self._counted: tuple[int, float] | None = None
         self._figures = ""
         self._progress: Progress | None = None
         if self._console.is_terminal and terminal is not None:
@@ -81,12 +82,14 @@ class Display:
 
     def step(self, step: int) -> None:
         """`step` optimizer steps are done."""
+        now = time.monotonic()
+        first, began = self._counted = self._counted or (step, now)
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
-        elif time.monotonic() - self._said >= _EVERY_S or step == self._total:
-            self._said = time.monotonic()
-            left = (self._said - self._began) / max(1, step - self._first) * (self._total - step)
-            self.say(f"step {step}/{self._total}  {self._figures}  {left:.0f} s left")
+        elif now - self._said >= _EVERY_S or step == self._total:
+            self._said = now
+            left = f"{(now - began) / (step - first) * (self._total - step):.0f} s left" if step > first else ""
+            self.say("  ".join(filter(None, (f"step {step}/{self._total}", self._figures, left))))
 
     def figures(self, metrics: Mapping[str, float]) -> None:
         """The newest training metrics."""
