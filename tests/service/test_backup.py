@@ -274,12 +274,48 @@ def test_a_database_that_cannot_be_backed_up_is_refused_with_what_would_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("spoken", "places", "expected"),
+    [
+        (None, ["mlflow-artifacts:/0"], True),
+        (None, ["file:///a"], False),
+        ("postgresql://h/db", ["mlflow-artifacts:/0"], False),
+        ("http://h:5000", ["s3://bucket/0"], True),
+    ],
+)
+@pytest.mark.parametrize("is_set", [True, False])
+def test_a_service_that_spoke_to_a_server_does_so_after_the_restore(
+    settings: ServiceSettings,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoken: str | None,
+    places: list[str],
+    expected: bool,
+    is_set: bool,
+) -> None:
+    """What named the server, MLFLOW_TRACKING_URI or the settings, does so again; else the database's new place is."""
+    if spoken and is_set:
+        settings = settings.model_copy(update={"tracking_uri": spoken})
+    elif spoken:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", spoken)
+    monkeypatch.setattr(database, "locations", lambda uri: places)
+    made = back_up(settings, tmp_path / "b.tar", database_uri=store.absolute("sqlite:///mlruns/mlflow.db"))
+    done = restore(made, tmp_path / "new")
+    after = settings_file.load(done.settings).tracking_uri
+    if expected:
+        assert after == (spoken if is_set else None)
+    else:
+        assert after == f"sqlite:///{tmp_path}/new/mlflow.db"
+    assert done.names_tracking == (after is not None)
+
+
 def test_a_missing_command_of_postgresql_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"pg_dump is not installed.*postgresql-client"):
         database.dump("postgresql://ann@127.0.0.1/db", tmp_path / "dump")
-    assert "pw" not in database._address("postgresql+psycopg2://ann:pw@h:5432/db?sslmode=require")
-    assert database._address("postgresql+psycopg2://ann:pw@h:5432/db") == "postgresql://ann@h:5432/db"
+    assert "pw" not in database.without_password("postgresql+psycopg2://ann:pw@h:5432/db?sslmode=require")
+    assert database.without_password("postgresql+psycopg2://ann:pw@h:5432/db") == "postgresql://ann@h:5432/db"
 
 
 def test_locations_move_as_a_whole_and_only_those_that_were_named(empty_database: Path, tmp_path: Path) -> None:

@@ -384,5 +384,5 @@ def test_the_settings_file_that_is_shipped_says_what_holds_without_it() -> None:
     root = Path(desks.__file__).parents[2]
     assert settings_file.load(root / "configs" / "service.yaml") == settings_file.load(None) == ServiceSettings()
     assert settings_file.load(None, ["gpus=2", "limits.retries=5"]).limits.retries == 5
-    with pytest.raises(ConfigError, match=r"limits\.retry: unknown key"):
+    with pytest.raises(ConfigError, match=r"limits\.retry: unknown key; did you mean 'limits.retries'"):
         settings_file.load(None, ["limits.retry=5"])

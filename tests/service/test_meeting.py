@@ -75,6 +75,46 @@ def place_after(restarts: int, machines: int, server: TCPStore, monkeypatch: pyt
     return distributed._meeting_place(1, 2, timedelta(seconds=30))
 
 
+def test_a_collective_operation_fails_when_another_worker_stays_away_for_longer_than_the_limit() -> None:
+    program = """
+import os, sys, time, torch
+from service.training import distributed
+world = distributed.connect("cpu", timeout_s=15.0)
+distributed.barrier()
+if world.rank == 1:
+    print("here", flush=True)
+    time.sleep(600)
+try:
+    distributed.all_sum(torch.ones(3))
+except Exception as error:
+    print("lost" if distributed.is_lost_peer(error) else repr(error), flush=True)
+os._exit(0)
+"""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")} | address
+    environment |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    one, other = (
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=environment | {"RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    )
+    try:
+        said, _ = one.communicate(timeout=300)
+        assert said == "lost\n"
+        # It was not lost by its own end.
+        assert other.poll() is None
+    finally:
+        one.kill()
+        other.kill()
+        one.wait()
+        assert other.communicate()[0] == "here\n"
+
+
 def test_addresses_of_workers_before_a_restart_are_not_found_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place_after(0, 1, server, monkeypatch).set("rank0", "an address that is gone")
