@@ -34,8 +34,8 @@ _STORAGE = "storage"
 _NUM_THREADS = 6
 # How long a round waits for the calls that it has begun; the rest are looked for in the next one.
 _PATIENCE_S = 5.0
-# Between two questions to a backend that did not answer.
-_PROBE_S = 5.0
+# Between two questions to a backend that did not answer, and to an MLflow that nothing was to be written to.
+_PROBE_S, _ASK_S = 5.0, 15.0
 
 
 class Controller:
@@ -67,7 +67,7 @@ class Controller:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._unreconciled = self._attempts.uncleared
         self._probed: dict[str, float] = {}
-        self._is_loaded = False
+        self._is_loaded, self._asked = False, time.monotonic()
         self._lock = -1
         self._stopping = threading.Event()
         self._stepping = threading.Lock()
@@ -156,7 +156,8 @@ class Controller:
             self._stopping.wait(pause_s)
 
     def _round(self) -> None:
-        if _MLFLOW not in self.problems or self._is_well_at(_MLFLOW):
+        is_due = time.monotonic() - self._asked >= _ASK_S
+        if not (is_due or _MLFLOW in self.problems) or self._is_well_at(_MLFLOW):
             with self._noting(_MLFLOW):
                 self._record.settle()
                 self._record.sort_out(self._stopping.is_set)
@@ -265,6 +266,7 @@ class Controller:
         """Put a small question to MLflow, the disk or a backend; whether it was answered is noted in `problems`."""
         with self._noting(where):
             if where == _MLFLOW:
+                self._asked = time.monotonic()
                 self._record.ask()
             elif where == _STORAGE:
                 self._desk.try_storage()

@@ -68,8 +68,7 @@ class Record:
         # Whoever has read them before they were forgotten does not bring them back.
         self._dropped: set[str] = set()
         self._lock = threading.RLock()
-        self._loading = threading.Lock()
-        self._creating = threading.Lock()
+        self._loading, self._creating = threading.Lock(), threading.Lock()
         self._changing = tuple(threading.Lock() for _ in range(_NUM_LOCKS))
 
     @property
@@ -79,7 +78,7 @@ class Record:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether `jobs` answers at once: nothing has to be read first."""
+        """Whether `jobs` has nothing to read first."""
         return self._has_all or (self.is_read_beside and self._has_open)
 
     def load_open(self) -> None:
@@ -308,8 +307,7 @@ class Record:
         """Forget a job whose run is deleted."""
         with self._changing[hash(job_id) % _NUM_LOCKS], self._lock:
             self._dropped.add(job_id)
-            job = self._jobs.pop(job_id, None)
-            if job is None:
+            if (job := self._jobs.pop(job_id, None)) is None:
                 return
             self._newest = None
             self._order.remove((job.submitted_s, job_id))
@@ -385,13 +383,12 @@ class Record:
         """Let MLflow's status of the run say what the job's state does."""
         if job.id not in self._owed:
             return
-        status = STATUS[job.state]
         with self._doubting(job.id), store.explained(self.uri):
             api = store.client(self.uri)
             if job.has_ended:
-                api.set_terminated(job.id, status, int(1000 * (job.ended_s or time.time())))
+                api.set_terminated(job.id, STATUS[job.state], int(1000 * (job.ended_s or time.time())))
             else:
-                api.update_run(job.id, status=status)
+                api.update_run(job.id, status=STATUS[job.state])
         with self._lock:
             self._owed.discard(job.id)
 

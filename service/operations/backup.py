@@ -160,8 +160,8 @@ def _stored(artifacts: str | Path | None) -> Path | Objects | None:
     folder = Path(artifacts)
     if not folder.is_dir():
         raise ConfigError(
-            f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination, a folder or s3://BUCKET/FOLDER, "
-            "or leave artifacts out with --without-artifacts as long as there are none"
+            f"{artifacts}: no folder of artifacts; name the server's --artifacts-destination, a folder or "
+            "s3://BUCKET/FOLDER, or leave artifacts out with --without-artifacts as long as there are none"
         )
     return folder
 

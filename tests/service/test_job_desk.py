@@ -103,7 +103,7 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(desk: Desk) -> Non
 
 
 def test_a_backend_that_is_off_is_refused_with_those_that_are_on(desk: Desk) -> None:
-    with pytest.raises(ConfigError, match="there are local"):
+    with pytest.raises(ConfigError, match=r"on are: local; .*backends\.kubernetes\.enabled: true"):
         desk.check(spec(backend="kubernetes"))
 
 

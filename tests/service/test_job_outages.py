@@ -11,7 +11,7 @@ import pytest
 
 from service import run_creation, store
 from service.errors import TrackingError
-from service.jobs import attempts
+from service.jobs import attempts, controller
 from service.jobs.backends import Status
 from service.jobs.record import Record
 from tests.service.job_specs import settings
@@ -172,6 +172,31 @@ def test_a_backend_whose_calls_all_hang_keeps_no_other_backend_waiting(
         release.set()
         docker.hangs = {}
         service.controller.stop()
+
+
+def test_a_service_that_has_nothing_to_record_notices_all_the_same_that_mlflow_is_away(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, asked = [1000.0], []
+
+    def away(*_: object) -> None:
+        asked.append(now_s[0])
+        raise store.UnreachableError("nobody there")
+
+    service.step()
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: now_s[0], time=time.time))
+    service.controller._asked = now_s[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "ask", away)
+        service.step(3)
+        assert asked == []
+        assert service.controller.is_well
+        now_s[0] += controller._ASK_S
+        service.step()
+        assert asked == [now_s[0]]
+        assert not service.controller.is_well
+    service.step()
+    assert service.controller.is_well
 
 
 def test_an_outage_of_mlflow_uses_up_no_patience_with_the_store_of_artifacts(

@@ -54,14 +54,15 @@ def test_a_log_without_a_file_is_kept_in_a_bounded_ring_and_gaps_are_told(here: 
 
     found = list(events(iter([asyncio.run(follow(None))])))
     told = [data for name, _, data in found if not name]
-    (gap,) = [data for data in told if "bytes were left out here" in data]
-    left_out = int(gap[1:].split()[0].replace(",", ""))
+    # More than one where this follower was slow to begin.
+    gaps = [data for data in told if "bytes were left out here" in data]
+    assert gaps
+    left_out = sum(int(gap[1:].split()[0].replace(",", "")) for gap in gaps)
     offsets = [int(identifier.partition(":")[2]) for name, identifier, _ in found if not name]
     assert offsets == sorted(set(offsets))
     assert offsets[-1] == len(content)
-    before, after = told[: told.index(gap)], "".join(data + "\n" for data in told[told.index(gap) + 1 :])
-    assert content.decode().endswith(after)
-    assert left_out + len(after) + sum(len(data) + 1 for data in before) == len(content)
+    assert content.decode().endswith("".join(data + "\n" for data in told[told.index(gaps[-1]) + 1 :]))
+    assert left_out + sum(len(data) + 1 for data in told if data not in gaps) == len(content)
     last = [data for name, _, data in events(iter([asyncio.run(follow(3))])) if not name]
     assert last == ["line 039997\nline 039998\nline 039999"]
 
