@@ -1,6 +1,5 @@
 """A job's configuration: YAML plus dotted overrides, checked before anything starts. Imports no torch."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from pipelines import pretext
 from service import config_file, detection_config
@@ -16,6 +15,7 @@ from service.config_fields import Section
 from service.data_config import DataConfig, view
 from service.detection_config import DetectionConfig
 from service.errors import ConfigError, LorotError
+from service.explaining import validated
 from service.naming import is_model_name
 from service.training_config import (
     BestConfig,
@@ -134,12 +134,7 @@ def resolve_any(values: dict[str, Any], source: str = "configuration") -> Traini
     name = values.get("job", "classify")
     if not isinstance(name, str) or name not in KINDS:
         raise ConfigError(f"{source}:\n  job: {name!r} {none_of(str(name), tuple(KINDS))}")
-    kind = KINDS[name]
-    try:
-        config = kind.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(problem, kind) for problem in error.errors()]
-        raise ConfigError(f"{source}:\n" + "\n".join(problems)) from None
+    config = validated(KINDS[name], values, source)
     found = [*contradictions(config)]
     if isinstance(config, JobConfig):
         found += _contradictions(config)
@@ -190,40 +185,6 @@ def _contradictions(config: JobConfig) -> Iterator[str]:
 def dump(config: TrainingConfig) -> str:
     """The resolved configuration as YAML that `load_any` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _explain(problem: Any, kind: type[TrainingConfig]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"  {where}: {problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})"
-    *path, wrong = problem["loc"]
-    here = _keys_at(path, kind)
-    elsewhere = [key for key in _all_keys(kind) if key.rpartition(".")[2] == wrong]
-    if near := difflib.get_close_matches(str(wrong), here, n=1):
-        hint = f"did you mean {'.'.join(map(str, (*path, near[0])))!r}?"
-    elif elsewhere:
-        hint = f"did you mean {' or '.join(map(repr, elsewhere))}?"
-    else:
-        hint = "known here: " + ", ".join(here)
-    return f"  {where}: unknown key; {hint}"
-
-
-def _keys_at(path: list[Any], kind: type[TrainingConfig]) -> list[str]:
-    section: type[BaseModel] = kind
-    for part in path:
-        # A number is a place in a list of sections, whose field was named before it.
-        if not isinstance(part, int):
-            section = _section_in(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        nested = subsection(field.annotation)
-        if nested is None:
-            yield prefix + name
-        else:
-            yield from _all_keys(nested, f"{prefix}{name}.")
 
 
 def subsection(kind: Any) -> type[Section] | None:

@@ -25,7 +25,7 @@ TIERS = (
         *("errors", "data_wait", "duration", "machine", "provenance", "figures", "ownership", "pictures", "run_folder"),
         *("naming", "holder", "plain_files", "curves"),
     ),
-    ("config_file", "config_fields", "data_config", "training_config", "detection_config", "config"),
+    ("config_file", "config_fields", "explaining", "data_config", "training_config", "detection_config", "config"),
     (
         *("models", "store", "spool", "splits", "delivery", "bundle", "tracking", "resolution", "registry", "report"),
         *("registration", "recovery", "run_creation", "flavour", "lineage", "detector_bundle"),

@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from service.api.explaining import explained
 from service.errors import (
     BackendError,
     CheckpointError,
@@ -21,6 +20,7 @@ from service.errors import (
     TrackingError,
     UnknownJobError,
 )
+from service.explaining import explained
 
 # Seconds after which it may be worth trying again when something behind the service is away.
 RETRY_S = 5

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from service.api import server_note, shapes
-from service.api.explaining import validated
 from service.errors import TakenError
+from service.explaining import validated
 from service.jobs.controller import Controller
 from service.jobs.desk import Desk
 from service.jobs.job import Job

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-from service.api.explaining import validated
 from service.errors import BackendError, ConfigError, JobError, TrackingError
+from service.explaining import validated
 from service.jobs.job import ENDED, State
 from service.jobs.spec import KINDS, JobSpec
 

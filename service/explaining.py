@@ -19,7 +19,8 @@ def validated(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Mo
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}:\n" + explained(error.errors(), kind)) from None
+        lines = explained(error.errors(), kind).splitlines()
+        raise ConfigError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def explained(problems: Iterable[Any], kind: Any = None) -> str:
