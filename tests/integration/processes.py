@@ -44,3 +44,11 @@ def workers(pid: int) -> dict[int, psutil.Process]:
             if "torch.distributed.run" in process.parent().cmdline():  # type: ignore[union-attr]
                 found[int(process.environ()["RANK"])] = process
     return found
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it does anything: nobody may have looked after a dead one."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

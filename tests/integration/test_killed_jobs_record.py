@@ -8,19 +8,11 @@ import pytest
 from record_jobs import lines_of, lorot, steps_done, wait_until, write_config
 
 from service import tracking
-from tests.integration.processes import family, workers
+from tests.integration.processes import family, lives, workers
 
 pytestmark = pytest.mark.integration
 
 STEPS = 300
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it does anything: nobody may have looked after a dead one."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import psutil
 import pytest
-from processes import await_
+from processes import await_, lives
 from record_server import PostgreSQL, Server, free_port
 
 from service import store
@@ -53,7 +53,7 @@ class MortalPostgreSQL(PostgreSQL):
         family = [first, *first.children(recursive=True)]
         for process in family:
             process.kill()
-        await_(lambda: not any(map(_lives, family)), "PostgreSQL is dead", 20)
+        await_(lambda: not any(map(lives, family)), "PostgreSQL is dead", 20)
         # Its number may be a dead process's for ever where nobody looks after orphans.
         for left in (note, self._folder / f".s.PGSQL.{self.port}.lock"):
             left.unlink(missing_ok=True)
@@ -65,13 +65,6 @@ class MortalPostgreSQL(PostgreSQL):
             self._run("pg_ctl", "-D", data, "-l", str(log), "-w", "-o", options, "start")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{log.read_text()[-2000:]}") from None
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 class Everything:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +44,14 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     ended.set()
 
 
+def await_all_threads(asking: Sized) -> None:
+    """Until as many questions hang as there are threads for them."""
+    deadline = time.monotonic() + 60
+    while len(asking) < 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_list_that_has_to_be_read_first_stops_no_other_route(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, over, real = threading.Event(), threading.Event(), runs.open_ones
 
@@ -83,10 +91,7 @@ def test_more_questions_to_a_hanging_mlflow_than_there_are_threads_stop_no_other
     with ThreadPoolExecutor(60) as pool:
         asked = [pool.submit(here.client.get, "/v1/models") for _ in range(60)]
         try:
-            deadline = time.monotonic() + 60
-            while len(hanging) < 8:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            await_all_threads(hanging)
             # Answered while all of them still wait.
             assert here.client.get("/v1/jobs").status_code == 200
             assert here.client.get(f"/v1/jobs/{job['id']}").status_code == 200
@@ -155,10 +160,7 @@ def test_a_backend_that_hangs_leaves_the_other_routes_alone(here: Served, monkey
     with ThreadPoolExecutor(60) as pool:
         asked = [pool.submit(here.client.get, f"/v1/jobs/{job.id}/logs") for _ in range(60)]
         try:
-            deadline = time.monotonic() + 60
-            while len(begun) < 8:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            await_all_threads(begun)
             assert here.client.get("/v1/jobs").status_code == 200
         finally:
             ended.set()
