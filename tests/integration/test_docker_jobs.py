@@ -59,7 +59,7 @@ def order(settings: ServiceSettings, *command: str, **spec: Any) -> Order:
 
 
 def python(program: str) -> tuple[str, ...]:
-    return ("python3.11", "-u", "-c", program)
+    return ("python3", "-u", "-c", program)
 
 
 def awaited(backend: DockerBackend, order: Order, seconds: float = 60) -> Status:

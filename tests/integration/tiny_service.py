@@ -142,7 +142,7 @@ def container_spec(name: str, *, lines: int = 1, seconds: float = 0.0, **fields:
     """The same in a container of an image with Python; its ledger is an output of the job."""
     own = spec(name, lines=lines, seconds=seconds, kind="container", backend="docker", mounts=[str(PROGRAM.parent)])
     del own["config"]
-    own |= {"command": ["python3.11", "-I", "-S", str(PROGRAM), "/results/ledger"], "outputs": ["ledger"]}
+    own |= {"command": ["python3", "-I", "-S", str(PROGRAM), "/results/ledger"], "outputs": ["ledger"]}
     return own | {"resources": {"memory": "128MiB", "shm": "1MiB"}} | fields
 
 
