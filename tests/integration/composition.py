@@ -1,7 +1,7 @@
 """docker/compose.yaml for tests: on an engine of theirs, with a program that reads it, and images that nobody fetches.
 
-Ours are built from docker/Dockerfile. The others have the programs of the images that compose.yaml names, from elsewhere:
-Debian's PostgreSQL, and SeaweedFS as PyPI has it.
+Ours are built from docker/Dockerfile. The others have the programs of the images that compose.yaml names, from other
+places: Debian's PostgreSQL, and SeaweedFS as PyPI has it.
 """
 
 import json

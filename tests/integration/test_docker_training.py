@@ -1,23 +1,21 @@
 """Training in containers of a real Docker engine: one node, two that meet, and the whole way from a submission."""
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from service import store
-from service.jobs.backends import Order
-from service.jobs.backends.docker import DockerBackend
 from service.jobs.controller import Controller
 from service.jobs.desk import Desk
-from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.integration import engine as engines
+from tests.integration import sample_logs
 from tests.integration.engine import Engine
 from tests.integration.processes import await_
 from tests.integration.record_server import Server
@@ -94,40 +92,77 @@ def spec(data: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_two_nodes_meet_train_and_reach_the_end(record: str, data: Path, settings: ServiceSettings) -> None:
-    run = secrets.token_hex(16)
-    job = Job(run, "1", JobSpec.model_validate(spec(data, nodes="1:2")), "starting")
-    name, folder = f"lorot-{run[:12]}-1", settings.results / run
-    folder.mkdir()
-    values = config(data, name="run", output="/job")
-    (folder / "job.yaml").write_text(yaml.safe_dump(values))
-    command = ["lorot", "train", "/job/job.yaml", "--workers", "1", "--max-restarts", "3"]
-    # The second may be late on a busy machine: the first is to wait for it, and not to be done alone.
-    command += ["--nnodes", "2:2", "--rdzv", "{rendezvous}", "--run-id", name]
-    backend = DockerBackend(settings)
-    variables = {"MLFLOW_TRACKING_URI": record}
-    backend.start(Order(name, job, folder, tuple(command), variables))
-
-    def told() -> str:
-        logs = [b"".join(backend.logs(name, {}, node=node)).decode()[-3000:] for node in (0, 1)]
-        rest = [path.read_text(errors="replace")[-2000:] for path in sorted((folder / "run").glob("*.log"))]
-        return "\n---\n".join([str(backend.status(name, {})), *logs, *rest])
-
+def test_two_nodes_train_lose_one_go_on_and_when_all_are_lost_the_next_attempt_goes_on(
+    engine: Engine, record: str, data: Path, settings: ServiceSettings
+) -> None:
+    """On the network of the operator's that docker/service.yaml has, beside which the nodes have their own."""
+    api, shared = engine.client.api, f"lorot-test-{secrets.token_hex(4)}"
+    api.create_network(shared)
+    docker = settings.backends.docker.model_copy(update={"network": shared})
+    backends = settings.backends.model_copy(update={"docker": docker})
+    desk = Desk(settings.model_copy(update={"backends": backends}))
+    controller = Controller(desk)
+    controller.start()
     try:
-        await_(lambda: backend.status(name, {}).phase == "ended", "both nodes end", 480, told)
-        assert backend.status(name, {}).exit_code == 0, told()
-        assert steps_done(folder) == STEPS
-        # Each machine's torchrun has its own address, and each had a worker in the last round.
-        assert len(list((folder / "run").glob("torchrun-*.log"))) == 2
-        assert {path.name for path in (folder / "run").glob("log-rank*.txt")} == {"log-rank0.txt", "log-rank1.txt"}
+        long = config(data, duration="1000 epochs", evaluate_every="1000 epochs", log_samples=True)
+        job, _ = desk.submit(JobSpec.model_validate(spec(data, nodes="1:2", config=long, retries=1)))
+        run = settings.results / job.id / "run"
+
+        def log() -> str:
+            return b"".join(desk.logs(job.id)).decode()
+
+        def told() -> str:
+            now = desk.get(job.id)
+            logs = [path.read_text(errors="replace")[-2500:] for path in sorted(run.glob("*log*.txt"))]
+            return "\n---\n".join(
+                [f"{now}\n{controller.problems}", b"".join(desk.logs(job.id)).decode()[-3000:], *logs]
+            )
+
+        def steps(rank: int) -> int:
+            return len(sample_logs.lines_of(run, rank))
+
+        def attempt() -> str:
+            return desk.get(job.id).attempts[-1].name
+
+        def node(number: int) -> Any:
+            return api.inspect_container(f"{attempt()}-n{number}")
+
+        await_(lambda: steps(1) > 5, "both nodes train", 300, told)
+        assert set(node(0)["NetworkSettings"]["Networks"]) == {attempt(), shared}
+        assert api.inspect_network(attempt())["Internal"] is True
+        api.kill(f"{attempt()}-n1")
+        before = steps(0)
+        await_(lambda: steps(0) > before + 5, "the one that is left goes on", 300, told)
+        assert (desk.get(job.id).state, len(desk.get(job.id).attempts)) == ("running", 1)
+        assert node(1)["State"]["Running"] is False
+
+        first = attempt()
+        # As somebody would who clears up the engine: nothing is left to say how it ended.
+        for name in (f"{first}-n0", f"{first}-n1"):
+            api.remove_container(name, force=True)
+        await_(lambda: attempt() != first, "there is a second attempt", 120, told)
+        await_(lambda: "going on from step" in log(), "it goes on", 300, told)
+        began = re.findall(r"going on from step (\d+)", log())
+        assert int(began[0]) >= 8
+        await_(lambda: node(0)["State"]["Running"] and node(1)["State"]["Running"], "both nodes are there", 120, told)
+        desk.cancel(job.id)
+        await_(lambda: desk.get(job.id).has_ended, "it is cancelled", 120, told)
+        assert [one.exit_code for one in desk.get(job.id).attempts] == [None, 75]
+        assert {path.name for path in (settings.results / job.id / "attempts/2").glob("log-node*")} == {
+            "log-node0.txt",
+            "log-node1.txt",
+        }
+        await_(lambda: not desk.backend("docker").reconcile(), "its containers are removed", 60, told)
     finally:
-        backend.remove(name, {})
-        backend.close()
-    assert {path.name for path in (folder / "attempts/1").iterdir()} == {
-        "exit.json",
-        "log-node0.txt",
-        "log-node1.txt",
-    }
+        controller.stop()
+        remove_all(api, shared)
+
+
+def remove_all(api: Any, network: str) -> None:
+    """Containers of jobs, and then the network that they were on."""
+    for one in api.containers(all=True, filters={"label": "lorot.job"}):
+        api.remove_container(one["Id"], force=True)
+    api.remove_network(network)
 
 
 def test_a_submitted_job_ends_as_a_registered_model(record: str, data: Path, settings: ServiceSettings) -> None:
