@@ -119,6 +119,7 @@ def test_two_nodes_train_lose_one_go_on_and_when_all_are_lost_the_next_attempt_g
             )
 
         def steps(rank: int) -> int:
+            assert not desk.get(job.id).has_ended, told()
             return len(sample_logs.lines_of(run, rank))
 
         def attempt() -> str:
