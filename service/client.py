@@ -46,9 +46,14 @@ class Client:
         # Always: without it requests would send what a .netrc has for this host.
         self._session.auth = _Bearer(token)
 
-    def check(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """{"spec", "config"}: what the job would be; nothing is handed in."""
-        return self._json("POST", "/v1/check", json={"spec": spec}, again=True)
+    def check(self, spec: Mapping[str, Any], manifests: str | None = None) -> dict[str, Any]:
+        """{"spec", "config", "manifests"}: what the job would be; nothing is handed in.
+
+        Args:
+            manifests: "objects" or "trainjob": tell also what it would be in the cluster.
+        """
+        asked = {"spec": spec} | ({} if manifests is None else {"manifests": manifests})
+        return self._json("POST", "/v1/check", json=asked, again=True)
 
     def submit(self, spec: Mapping[str, Any], key: str) -> tuple[dict[str, Any], bool]:
         """The job of this key, and whether it is new."""

@@ -40,11 +40,6 @@ class Serverless:
         """Let go of the record. Jobs go on."""
         self._controller.stop()
 
-    def check(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """{"spec", "config"}: what the job would be."""
-        checked = validated(JobSpec, spec, "this job")
-        return {"spec": checked.model_dump(mode="json"), "config": shapes.finite(self._desk.check(checked))}
-
     def submit(self, spec: Mapping[str, Any], key: str) -> tuple[dict[str, Any], bool]:
         """The job of this key, and whether it is new; it has been started if there is room for it."""
         self._refuse_if_taken()

@@ -24,10 +24,13 @@ Admin = Annotated[Identity, Depends(needs("admin"))]
     responses=faults(400, 503),
 )
 async def check(request: Request, body: shapes.Question, who: Reader) -> dict[str, Any]:
-    """The same rules as submitting it: its configuration, data roots, backend, and what this service has."""
+    """The same rules as submitting it: its configuration, data roots, backend, and what this service has.
+
+    With `manifests` also what it would be in the cluster, by this service's settings; zeros stand for the job's id. A
+    `trainjob`, which the service does not follow, has a name and a folder of its own each time.
+    """
     request.state.is_question = True
-    config = await reading(request, lambda: desk_of(request).check(body.spec))
-    return {"spec": body.spec.model_dump(mode="json"), "config": shapes.finite(config)}
+    return await reading(request, lambda: shapes.checked(desk_of(request), body.spec, body.manifests))
 
 
 @router.get(

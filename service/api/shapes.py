@@ -7,8 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.config_fields import Section
-from service.jobs.desk import Page
+from service.errors import ConfigError
+from service.jobs import manifests
+from service.jobs.desk import Desk, Page
 from service.jobs.job import Attempt, Job
+from service.jobs.manifests import Format
 from service.jobs.spec import JobSpec
 from service.registry import Row
 
@@ -73,6 +76,9 @@ class Question(Section):
     """A job that is looked at, and not handed in."""
 
     spec: Annotated[JobSpec, BeforeValidator(_plain)]
+    manifests: Format | None = Field(
+        None, description="of a job for kubernetes: tell its objects, as the service makes them or as a TrainJob"
+    )
 
 
 class AttemptShape(BaseModel):
@@ -123,6 +129,9 @@ class CheckShape(BaseModel):
 
     spec: dict[str, Any]
     config: dict[str, Any] = Field(description="with all defaults")
+    manifests: list[dict[str, Any]] | None = Field(
+        description="its objects in the cluster, if they were asked for; secrets are in them by their names"
+    )
 
 
 class QueueShape(BaseModel):
@@ -217,6 +226,15 @@ def job(job: Job, progress: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "spec": job.spec.model_dump(mode="json"),
         "progress": None if progress is None else finite(dict(progress)),
     }
+
+
+def checked(desk: Desk, spec: JobSpec, form: Format | None = None) -> dict[str, Any]:
+    """What a job would be, as JSON values; `CheckShape` says what each one is. Raises as `Desk.check`."""
+    config = desk.check(spec)
+    if form is not None and spec.backend != "kubernetes":
+        raise ConfigError(f"manifests: a {spec.backend} job has none; those of backend kubernetes have")
+    found = None if form is None else manifests.documents(spec, desk.settings, config, form)
+    return {"spec": spec.model_dump(mode="json"), "config": finite(config), "manifests": found}
 
 
 def page(found: Page) -> dict[str, Any]:

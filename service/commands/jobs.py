@@ -149,10 +149,9 @@ def submit(
     spec = submitting.spec(wish)
     if dry_run:
         submitting.check_choices(format=form)
-        if server:
-            with service(server, token_file, settings) as desk:
-                desk.check(spec.model_dump(mode="json"))
-        typer.echo(submitting.preview(spec, settings, form=form, as_json=as_json), nl=False)
+        sender = job_service.token(token_file) if server else ""
+        told = submitting.preview(spec, form=form, as_json=as_json, server=server, token=sender, settings=settings)
+        typer.echo(told, nl=False)
         return
     with service(server, token_file, settings) as desk:
         made, is_new = desk.submit(spec.model_dump(mode="json"), key or submitting.new_key())

@@ -1,5 +1,6 @@
 """From the options of `lorot submit` to a job, and from its end to an exit code."""
 
+import contextlib
 import json
 import re
 import secrets
@@ -88,31 +89,39 @@ def new_key() -> str:
     return secrets.token_hex(16)
 
 
-def preview(spec: JobSpec, settings: Path | None, *, form: str, as_json: bool) -> str:
-    """What would be submitted, checked as far as this machine can tell: the spec, or for kubernetes its manifests.
+def preview(spec: JobSpec, *, form: str, as_json: bool, server: str | None, token: str, settings: Path | None) -> str:
+    """What would be submitted, checked as it would be then: the spec, or for kubernetes its manifests.
 
     Args:
         form: of manifests: objects, as the service makes them, or trainjob, for Kubeflow.
+        server: whose settings count; None: those of this machine, and nothing is written here.
+        settings: file of these.
+
+    Raises:
+        ConfigError: it would be refused.
+        BackendError: the service does not answer.
     """
     import yaml
 
-    from service.jobs import checking, orders, settings_file
-    from service.jobs.manifests import rendering
+    from service.jobs import manifests
 
-    chosen = settings_file.load(settings)
-    resolved = {} if spec.kind == "container" else checking.resolve(spec, chosen)
-    if spec.backend != "kubernetes":
-        values = spec.model_dump(mode="json")
-        return json.dumps(values, indent=1) + "\n" if as_json else str(yaml.safe_dump(values, sort_keys=False))
-    job, attempt = rendering.placeholder(spec)
-    order = orders.order(job, attempt, chosen, resolved)
-    configuration = ""
-    if resolved:
-        configuration = yaml.safe_dump(orders.configuration(job, chosen, resolved), sort_keys=False)
-    text = rendering.rendered(
-        order, chosen, "trainjob" if form == "trainjob" else "objects", configuration=configuration
-    )
-    return json.dumps(list(yaml.safe_load_all(text)), indent=1) + "\n" if as_json else text
+    asked: manifests.Format = "trainjob" if form == "trainjob" else "objects"
+    wanted = asked if spec.backend == "kubernetes" or asked == "trainjob" else None
+    if server:
+        from service.client import Client
+
+        with contextlib.closing(Client(server, token)) as there:
+            checked = there.check(spec.model_dump(mode="json"), wanted)
+    else:
+        from service.api import shapes
+        from service.jobs import settings_file
+        from service.jobs.desk import Desk
+
+        checked = shapes.checked(Desk(settings_file.load(settings)), spec, wanted)
+    found = checked["spec"] if wanted is None else checked["manifests"]
+    if as_json:
+        return json.dumps(found, indent=1) + "\n"
+    return str(yaml.safe_dump(found, sort_keys=False)) if wanted is None else manifests.text(found, asked)
 
 
 def await_end(desk: Watched, job: Mapping[str, Any], *, say: Callable[[str], None]) -> dict[str, Any]:

@@ -50,7 +50,10 @@ class KubernetesSettings(Section):
         None, description="Secret whose keys are variables of every job, as MLFLOW_TRACKING_TOKEN; default: none"
     )
     service_account: str | None = Field(None, description="of the pods; default: the namespace's, without a token")
-    priority_class: str | None = Field(None, description="of the pods")
+    priority_class: str | None = Field(None, description="of the pods; default: the cluster's")
+    priority_classes: dict[Annotated[int, Field(ge=-100, le=100)], str] = Field(
+        {}, description="of the pods of jobs with these priorities; other priorities than these and 0 are refused"
+    )
     gpu: str = Field("nvidia.com/gpu", description="the resource that a GPU is counted by")
     rdma: str | None = Field(
         None, description="a resource that each pod of a job with GPUs on several machines asks one of, as rdma/hca"

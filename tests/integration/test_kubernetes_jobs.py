@@ -288,6 +288,7 @@ def test_a_job_that_has_ended_is_cleared_away_and_its_logs_and_end_stay(place: P
         place.there.set(pod, **ended(4))
     place.there.conclude(NAME, "Failed", reason="PodFailurePolicy")
     before = place.status()
+    assert (own.folder / "attempts" / "1" / "log-node2.txt").exists(), "the record takes it from there"
     place.backend.remove(NAME, place.handle)
     place.backend.remove(NAME, place.handle)
     for kind in ("batch/v1/jobs", "v1/services", "v1/configmaps", "v1/pods"):
@@ -295,6 +296,20 @@ def test_a_job_that_has_ended_is_cleared_away_and_its_logs_and_end_stay(place: P
     assert (own.folder / "attempts" / "1" / "log-node2.txt").read_text() == f"of {NAME}-2-0\n"
     assert place.status() == before
     assert b"".join(place.backend.logs(NAME, {}, node=3)) == f"of {NAME}-3-0\n".encode()
+
+
+def test_where_no_log_can_be_kept_the_end_is_told_and_nothing_is_cleared_away(place: Place) -> None:
+    own = place.start()
+    (pod,) = place.there.make_pods(NAME)
+    place.there.api.logs[pod] = [b"one\n"]
+    place.there.set(pod, **ended(0))
+    place.there.conclude(NAME, "Complete")
+    (own.folder / "attempts" / "1").rmdir()
+    (own.folder / "attempts" / "1").touch()
+    assert (place.status().phase, place.status().exit_code) == ("ended", 0)
+    with pytest.raises(BackendError, match="the log cannot be kept"):
+        place.backend.remove(NAME, place.handle)
+    assert list(place.there.api.living("batch/v1/jobs")) == [NAME]
 
 
 def test_a_machine_that_is_gone_with_its_logs_does_not_keep_a_job_from_being_cleared_away(place: Place) -> None:

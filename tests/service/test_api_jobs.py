@@ -270,6 +270,32 @@ def test_a_check_submits_nothing_and_resolves_all_defaults(here: Served, tmp_pat
     assert here.client.get("/v1/jobs").json()["total"] == 0
 
 
+def test_whoever_may_read_is_told_what_a_job_would_be_in_the_cluster_and_no_secrets(place: str, tmp_path: Path) -> None:
+    there = {"enabled": True, "namespace": "theirs", "kubeconfig": str(tmp_path / "absent")}
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "store").write_text("hunter2")
+    more: dict[str, Any] = {"backends": {"kubernetes": there}, "worker_tracking_uri": "http://mlflow:5000"}
+    with served(tmp_path, place, secrets=tmp_path / "secrets", **more) as here:
+        reader = here.token("ann", "read")
+        wanted = spec(backend="kubernetes", secrets={"KEY": "store"})
+
+        def ask(wanted: dict[str, Any], form: str | None) -> Any:
+            return here.client.post("/v1/check", json={"spec": wanted, "manifests": form}, headers=reader)
+
+        assert ask(wanted, None).json()["manifests"] is None
+        for form, kind in (("objects", "Job"), ("trainjob", "TrainJob")):
+            answer = ask(wanted, form)
+            assert answer.status_code == 200, answer.text
+            (document,) = answer.json()["manifests"]
+            assert (document["kind"], document["metadata"]["namespace"]) == (kind, "theirs")
+            assert "hunter2" not in answer.text
+        told = refusal(ask(spec(backend="docker"), "objects"), 400, "ConfigError")
+        assert told == "manifests: a docker job has none; those of backend kubernetes have"
+        refusal(ask(wanted, "helm"), 422, "ConfigError")
+        refusal(ask({**wanted, "nodes": "2"}, "objects"), 400, "ConfigError")
+        assert here.desk.record.jobs() == []
+
+
 def test_the_queue_says_whose_turn_it_is(here: Served) -> None:
     low, high = here.submit()["id"], here.submit(priority=9)["id"]
     found = here.client.get("/v1/queue").json()

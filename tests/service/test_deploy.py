@@ -1,15 +1,12 @@
 """deploy/: what each overlay puts into a cluster is valid, hangs together, and can do no harm."""
 
-import functools
 import re
 import shutil
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
-import kubernetes_validate.utils
 import pytest
 import yaml
 from kubeflow_trainer_api import models
@@ -18,24 +15,15 @@ from service.jobs import orders, settings_file
 from service.jobs.manifests import workloads
 from service.jobs.settings import ServiceSettings
 from tests.service.kubernetes_orders import SHAPES, job
+from tests.service.kubernetes_schemas import validate
 from tests.service.kustomization import build
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
-VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if int(version.split(".")[1]) >= 29]
-SPREAD = [VERSIONS[0], VERSIONS[len(VERSIONS) // 2], VERSIONS[-1]]
 # Kinds that no schema here knows; what is to be in them is asked for below.
 QUEUES = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
 
 Documents = list[dict[str, Any]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _schemas_are_read_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        read = functools.cache(kubernetes_validate.utils.schema_contents)
-        patch.setattr(kubernetes_validate.utils, "schema_contents", read)
-        yield
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -73,14 +61,13 @@ def test_there_is_an_overlay_for_each_kind_of_place() -> None:
     assert OVERLAYS == ["dev", "gpu-cluster", "single-node"]
 
 
-@pytest.mark.parametrize("version", SPREAD)
-def test_every_object_is_what_the_schemas_demand(documents: Documents, version: str) -> None:
+def test_every_object_is_what_the_schemas_demand(documents: Documents) -> None:
     for document in documents:
         if document["kind"] in QUEUES:
             assert document["apiVersion"] == "kueue.x-k8s.io/v1beta1"
             continue
         try:
-            kubernetes_validate.validate(document, version, strict=True)
+            validate(document)
         except kubernetes_validate.ValidationError as error:
             pytest.fail(f"{document['kind']} {document['metadata']['name']}: {error.message}")
 
@@ -263,7 +250,9 @@ def test_the_settings_name_what_the_overlay_makes(documents: Documents, tmp_path
     assert (place.enabled, place.namespace, settings.backends.local.enabled) == (True, "lorot", False)
     assert {place.results_claim, place.data_claim} <= set(of_kind(documents, "PersistentVolumeClaim"))
     assert place.service_account in of_kind(documents, "ServiceAccount")
-    assert (place.priority_class is None) or place.priority_class in of_kind(documents, "PriorityClass")
+    classes = {name: document["value"] for name, document in of_kind(documents, "PriorityClass").items()}
+    ordered = sorted({0: place.priority_class, **place.priority_classes}.items())
+    assert [name for _, name in ordered if name] == sorted(classes, key=classes.__getitem__)
     assert (place.queue is None) or place.queue in of_kind(documents, "LocalQueue")
     host, _, port = str(settings.tracking_uri).removeprefix("http://").partition(":")
     assert int(port) in {entry["port"] for entry in of_kind(documents, "Service")[host]["spec"]["ports"]}

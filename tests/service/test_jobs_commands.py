@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import re
+import shlex
 import socket
 import sys
 import threading
@@ -257,12 +259,82 @@ def test_a_dry_run_prints_the_job_and_submits_nothing(capsys: pytest.CaptureFixt
 
 def test_a_dry_run_for_kubernetes_prints_manifests(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["submit", "--backend", "kubernetes", "--image", "reg/img:1", "--nodes", "2", "--dry-run"]
-    Path("s.yaml").write_text("tracking_uri: http://mlflow:5000\n")
-    assert call(*line, "--settings", "s.yaml", "--", "python", "train.py") == 0
+    line += ["--settings", in_a_cluster()]
+    assert call(*line, "--", "python", "train.py") == 0
     documents = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert {"Job", "JobSet"} & {document["kind"] for document in documents}
-    assert call(*line, "--settings", "s.yaml", "--json", "--", "python", "train.py") == 0
-    assert {one["kind"] for one in json.loads(capsys.readouterr().out)} == {one["kind"] for one in documents}
+    assert [document["kind"] for document in documents] == ["JobSet"]
+    assert call(*line, "--json", "--", "python", "train.py") == 0
+    assert json.loads(capsys.readouterr().out) == documents
+    assert call(*line, "--format", "trainjob", "--", "python", "train.py") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# For Kubeflow Trainer")
+    assert [document["kind"] for document in yaml.safe_load_all(printed)] == ["TrainJob"]
+    assert not Path("mlruns").exists()
+    assert not Path("service-state").exists()
+
+
+def test_the_guides_export_for_kubeflow_works_as_it_is_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    guide = (root / "deploy" / "README.md").read_text().partition("### Kubeflow")[2].replace("\\\n", "")
+    (line,) = re.findall(r"^lorot (submit .*) > job.yaml$", guide, re.MULTILINE)
+    monkeypatch.chdir(root)
+    assert call(*shlex.split(line)) == 0
+    job, part = yaml.safe_load_all(capsys.readouterr().out)
+    assert (job["kind"], job["spec"]["trainer"]["numNodes"], part["kind"]) == ("TrainJob", 4, "ConfigMap")
+    runtime = yaml.safe_load((root / "deploy/kubeflow/training-runtime.yaml").read_text())["metadata"]
+    assert (job["spec"]["runtimeRef"]["name"], job["metadata"]["namespace"]) == (runtime["name"], runtime["namespace"])
+
+
+def in_a_cluster(**place: Any) -> str:
+    """Settings of this machine for a cluster that nobody can reach."""
+    own = {"enabled": True, "namespace": "mine", "kubeconfig": "absent", "results_claim": "results", **place}
+    Path("s.yaml").write_text(
+        yaml.safe_dump(
+            {"tracking_uri": "http://mlflow:5000", "backends": {"kubernetes": own}, "limits": {"retries": 4}}
+        )
+    )
+    return "s.yaml"
+
+
+@pytest.mark.parametrize(
+    ("place", "arguments", "complaint"),
+    [
+        ({}, ["--mount", "/srv"], "mounts: a cluster shows no folders of a host"),
+        ({"images": ["lorot:*"]}, ["--image", "evil/x:1"], "image evil/x:1: is none that jobs may name here"),
+        ({"results_claim": None}, ["--nodes", "2"], "ReadWriteMany"),
+        ({}, ["--retries", "5"], "retries: 5 are more than this service allows"),
+        ({"enabled": False}, [], "backends.kubernetes.enabled: true"),
+        ({}, ["--nodes", "1:2", "--format", "trainjob"], "a TrainJob has a fixed number of nodes"),
+        ({}, ["--backend", "docker", "--format", "trainjob"], "backend 'docker' is not set up here"),
+    ],
+)
+def test_a_dry_run_refuses_what_would_be_refused(
+    capsys: pytest.CaptureFixture[str], place: dict[str, Any], arguments: list[str], complaint: str
+) -> None:
+    line = ["submit", "--backend", "kubernetes", *arguments, "--dry-run", "--settings", in_a_cluster(**place)]
+    assert call(*line, "--", "true") == 2
+    told = capsys.readouterr()
+    assert complaint in told.err
+    assert told.out == ""
+
+
+def test_a_dry_run_for_a_service_prints_manifests_by_its_settings_and_not_by_those_of_this_machine(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {"enabled": True, "namespace": "theirs", "images": ["their/*"], "kubeconfig": str(tmp_path / "absent")}
+    more: dict[str, Any] = {"backends": {"kubernetes": theirs}, "worker_tracking_uri": "http://their-mlflow:5000"}
+    with served(tmp_path / "service", place, **more) as here, listening(here) as url:
+        line = ["submit", "--backend", "kubernetes", "--dry-run", "--server", url, "--settings", in_a_cluster()]
+        for form, kind in (("objects", "Job"), ("trainjob", "TrainJob")):
+            assert call(*line, "--format", form, "--image", "their/lorot:1", "--", "true") == 0
+            (document,) = yaml.safe_load_all(printed := capsys.readouterr().out)
+            assert (document["kind"], document["metadata"]["namespace"]) == (kind, "theirs")
+            assert "http://their-mlflow:5000" in printed
+        assert call(*line, "--image", "mine/lorot:1", "--", "true") == 2
+        assert "those are their/*" in capsys.readouterr().err
+        assert here.desk.record.jobs() == []
 
 
 def test_without_a_service_an_empty_record_says_how_to_begin(place: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,6 +242,8 @@ def test_a_pod_that_was_replaced_before_it_had_begun_keeps_no_tail_waiting(monke
         ({"mounts": ("/srv",)}, {}, "mounts: a cluster shows no folders"),
         ({"image": "evil/x:1"}, {"images": ["lorot:*", "registry.lan/*"]}, "those are lorot:\\*, registry.lan/\\*"),
         ({"nodes": "2"}, {"results_claim": None}, "ReadWriteMany"),
+        ({"priority": 5}, {}, "priority: 5 has no class in this cluster; those that have are 0, and"),
+        ({"priority": 5}, {"priority_classes": {-1: "a", 10: "b"}}, "those that have are -1, 0, 10, and backends"),
     ],
 )
 def test_what_no_cluster_can_do_is_refused(
@@ -252,17 +254,26 @@ def test_what_no_cluster_can_do_is_refused(
 
 
 def test_what_a_cluster_can_do_passes_without_asking_one(tmp_path: Path) -> None:
-    backend = KubernetesBackend(settings(tmp_path, kubeconfig=str(tmp_path / "missing")))
-    for given in ({}, CONTAINER, {"nodes": "2:4"}, {"image": "a/b:1"}, {"secrets": {"A": "a"}}):
+    place = {"kubeconfig": str(tmp_path / "missing"), "priority_classes": {10: "high"}}
+    backend = KubernetesBackend(settings(tmp_path, **place))
+    for given in ({}, CONTAINER, {"nodes": "2:4"}, {"image": "a/b:1"}, {"secrets": {"A": "a"}}, {"priority": 10}):
         backend.check(job(**given))
 
 
-def test_a_password_in_the_tracking_uri_would_be_seen_in_the_cluster(tmp_path: Path) -> None:
-    service = settings(tmp_path).model_copy(update={"worker_tracking_uri": "http://me:hunter2@mlflow:5000"})
+@pytest.mark.parametrize("given", [{}, CONTAINER])
+@pytest.mark.parametrize("where", ["worker_tracking_uri", "tracking_uri", "MLFLOW_TRACKING_URI"])
+def test_a_password_in_the_tracking_uri_would_be_seen_in_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], where: str
+) -> None:
+    uri, service = "http://me:hunter2@mlflow:5000", settings(tmp_path)
+    if where.isupper():
+        monkeypatch.setenv(where, uri)
+        service = service.model_copy(update={"tracking_uri": None})
+    else:
+        service = service.model_copy(update={where: uri})
     with pytest.raises(ConfigError, match="job_secret") as caught:
-        KubernetesBackend(service).check(job())
+        KubernetesBackend(service).check(job(**given))
     assert "hunter2" not in str(caught.value)
-    KubernetesBackend(service).check(job(**CONTAINER))
 
 
 def test_the_folder_of_an_attempt_is_found_by_its_name_alone(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The objects that a job becomes in a cluster: each valid, each as the pitfalls of the field demand."""
 
-import functools
+import re
 import subprocess
 import sys
 import threading
@@ -10,31 +10,19 @@ from socket import create_server
 from typing import Any
 
 import kubernetes_validate
-import kubernetes_validate.utils
 import pytest
 import yaml
 from kubeflow_trainer_api import models
 
 from service.errors import ConfigError
-from service.jobs.manifests import PLACEHOLDER, kinds, placeholder, pods, rendered, workloads
+from service.jobs import manifests
+from service.jobs.manifests import PLACEHOLDER, kinds, pods, workloads
 from service.jobs.manifests.train_job import train_job
 from service.jobs.settings import ServiceSettings
-from service.jobs.spec import JobSpec
-from tests.service.kubernetes_orders import JOB_ID, NAME, PLACES, SHAPES, order, settings
+from tests.service.kubernetes_orders import JOB_ID, NAME, PLACES, SHAPES, job, order, settings
+from tests.service.kubernetes_schemas import VERSIONS, validate
 
-# 1.29 is the oldest that knows every field by default; the newest is what the schemas end with.
-VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if int(version.split(".")[1]) >= 29]
-SPREAD = [VERSIONS[0], VERSIONS[len(VERSIONS) // 2], VERSIONS[-1]]
 CASES = [(shape, place, sets) for shape in SHAPES for place in PLACES for sets in (True, False)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _schemas_are_read_once() -> Iterator[None]:
-    """The library reads megabytes of them anew for each object."""
-    with pytest.MonkeyPatch.context() as patch:
-        read = functools.cache(kubernetes_validate.utils.schema_contents)
-        patch.setattr(kubernetes_validate.utils, "schema_contents", read)
-        yield
 
 
 def documents(tmp_path: Path, shape: str, place: str = "plain", jobsets: bool = False) -> list[dict[str, Any]]:
@@ -81,23 +69,23 @@ def test_every_object_is_what_the_schemas_demand(tmp_path: Path, shape: str, pla
             # The jobs inside are core kinds, which the model of a JobSet checks less strictly.
             for part in document["spec"]["replicatedJobs"]:
                 inner = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": part["name"]}}
-                kubernetes_validate.validate({**inner, "spec": part["template"]["spec"]}, VERSIONS[-1], strict=True)
+                validate({**inner, "spec": part["template"]["spec"]})
         else:
-            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+            validate(document)
 
 
-@pytest.mark.parametrize("version", SPREAD)
-def test_old_and_new_clusters_know_every_field(tmp_path: Path, version: str) -> None:
-    for shape in ("one node with all there is", "elastic"):
-        for document in documents(tmp_path, shape, "full"):
-            assert kubernetes_validate.validate(document, version, strict=True) == version.rpartition(".")[0]
+def test_the_guide_names_the_versions_that_every_object_is_held_to() -> None:
+    told = f"Kubernetes {VERSIONS[0].rpartition('.')[0]} to {VERSIONS[-1].rpartition('.')[0]}"
+    guide = " ".join((Path(__file__).parents[2] / "deploy" / "README.md").read_text().split())
+    assert told in guide
+    assert len(VERSIONS) > 5
 
 
 def test_the_strict_schemas_would_refuse_a_field_that_is_misspelt(tmp_path: Path) -> None:
     document = documents(tmp_path, "one node")[0]
     document["spec"]["template"]["spec"]["restartpolicy"] = "Never"
     with pytest.raises(kubernetes_validate.ValidationError, match="restartpolicy"):
-        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+        validate(document)
 
 
 @pytest.mark.parametrize(("shape", "place", "sets"), CASES)
@@ -242,6 +230,15 @@ def test_amounts_are_asked_for_and_are_the_limit(tmp_path: Path) -> None:
     assert node_of(found)["priorityClassName"] == "low"
 
 
+@pytest.mark.parametrize(("shape", "jobsets"), [("one node", False), ("gang", True), ("elastic", False)])
+def test_a_priority_is_the_class_of_all_pods_of_the_job(tmp_path: Path, shape: str, jobsets: bool) -> None:
+    service = settings(tmp_path, priority_class="low", priority_classes={-10: "lowest", 10: "high"})
+    for priority, expected in ((10, "high"), (0, "low"), (-10, "lowest")):
+        own = order(service, **SHAPES[shape], priority=priority)
+        found = workloads.objects(own, service.backends.kubernetes, "", jobsets=jobsets)
+        assert {spec["priorityClassName"] for spec in pod_specs(found)} == {expected}
+
+
 def test_the_fast_network_is_asked_for_by_gpus_of_several_nodes_alone(tmp_path: Path) -> None:
     asking = {
         shape for shape in SHAPES if "rdma/hca" in main_of(documents(tmp_path, shape, "full"))["resources"]["limits"]
@@ -288,7 +285,11 @@ def test_secrets_are_references_and_never_values(tmp_path: Path) -> None:
     found = documents(tmp_path, "one node with all there is", "full")
     assert env_of(found)["STORE_KEY"] == {"secretKeyRef": {"name": "store", "key": "value"}}
     assert main_of(found)["envFrom"] == [{"secretRef": {"name": "job-variables"}}]
-    assert "hunter2" not in rendered(order(service, **SHAPES["one node with all there is"]), service)
+    assert "hunter2" not in str(found) + drafted(service, "one node with all there is")
+    service = settings(tmp_path, **{**PLACES["full"], "job_secret": None})
+    export = drafted(service, "one node with all there is", "trainjob")
+    assert "hunter2" not in export
+    assert "name: store" in export
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
@@ -360,7 +361,7 @@ def test_parts_are_owned_by_the_attempt_so_that_they_go_with_it(tmp_path: Path) 
     owner = {**first, "metadata": {**first["metadata"], "uid": "u-1"}}
     for document in rest:
         part = workloads.owned(document, owner)
-        kubernetes_validate.validate(part, VERSIONS[-1], strict=True)
+        validate(part)
         (reference,) = part["metadata"]["ownerReferences"]
         assert reference == {"apiVersion": "batch/v1", "kind": "Job", "name": NAME, "uid": "u-1"}
 
@@ -372,7 +373,7 @@ def test_a_train_job_is_what_kubeflow_takes(tmp_path: Path, shape: str) -> None:
     assert models.TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job
     assert job["spec"]["trainer"]["numNodes"] == SHAPES[shape].get("nodes", 1) or int(SHAPES[shape]["nodes"]) == 4
     for document in rest:
-        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+        validate(document)
 
 
 def test_a_train_job_of_several_nodes_uses_the_torchrun_that_kubeflow_sets_up(tmp_path: Path) -> None:
@@ -389,27 +390,68 @@ def test_what_a_train_job_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
         train_job(order(service, **SHAPES["elastic"]), service.backends.kubernetes, "")
     with pytest.raises(ConfigError, match="it can have one node"):
         train_job(order(service, **SHAPES["containers that meet"]), service.backends.kubernetes, "")
+    with pytest.raises(ConfigError, match="priority: 5 has no place in a TrainJob"):
+        train_job(order(service, priority=5), service.backends.kubernetes, "")
+
+
+RESOLVED = {"seed": 7, "name": "run", "output": "runs", "tracking": {"uri": None}}
+
+
+def drafted(service: ServiceSettings, shape: str, form: manifests.Format = "objects", **more: Any) -> str:
+    """A dry run's."""
+    spec = job(**{**SHAPES[shape], **more}).spec
+    resolved = {} if spec.kind == "container" else RESOLVED
+    return manifests.text(manifests.documents(spec, service, resolved, form), form)
 
 
 def test_a_dry_run_renders_all_objects_and_says_what_its_zeros_are(tmp_path: Path) -> None:
     service = settings(tmp_path)
-    spec = JobSpec.model_validate({"kind": "train", "backend": "kubernetes", "nodes": "2:3", "config": {"seed": 7}})
-    draft, attempt = placeholder(spec)
-    text = rendered(dry_order(service, draft, attempt), service)
+    text = drafted(service, "elastic")
     found = list(yaml.safe_load_all(text))
     assert [document["kind"] for document in found] == ["Job", "Service", "Service", "Job", "ConfigMap"]
     assert found[0]["metadata"]["labels"]["lorot.dev/job"] == PLACEHOLDER
-    assert yaml.safe_load(found[-1]["data"]["job.yaml"]) == {"seed": 7}
+    assert env_of(found)["LOROT_RUN_ID"] == PLACEHOLDER
+    assert yaml.safe_load(found[-1]["data"]["job.yaml"])["seed"] == 7
     assert f"# {PLACEHOLDER} stands for" in text
     assert not service.results.exists(), "a dry run writes nothing"
-    export = rendered(dry_order(service, *placeholder(spec.model_copy(update={"nodes": "2"}))), service, "trainjob")
-    assert [document["kind"] for document in yaml.safe_load_all(export)] == ["TrainJob", "ConfigMap"]
 
 
-def dry_order(service: ServiceSettings, draft: Any, attempt: Any) -> Any:
-    from service.jobs import orders
+@pytest.mark.parametrize("shape", ["one node", "gang", "container"])
+def test_an_export_is_nobodys_attempt(tmp_path: Path, shape: str) -> None:
+    service = settings(tmp_path, **{**PLACES["full"], "job_secret": None})
+    text = drafted(service, shape, "trainjob")
+    # A worker takes the run that LOROT_RUN_ID names, and refuses one that MLflow does not know.
+    assert "0" * 12 not in text
+    assert "LOROT_" not in text
+    # By these the service would take it, or what Kubeflow makes of it, for an attempt of its own.
+    assert not re.findall(r"lorot\.dev/(?:job|attempt|role)", text)
+    first, *_ = yaml.safe_load_all(text)
+    assert first["metadata"]["annotations"] == {"lorot.dev/name": "a-run"}
+    pod = first["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    # The policies in deploy/ let pods of this name reach MLflow and one another.
+    assert pod["template"]["spec"]["template"]["metadata"]["labels"] == {"app.kubernetes.io/name": "lorot-job"}
 
-    return orders.order(draft, attempt, service, {})
+
+@pytest.mark.parametrize("shape", ["one node", "gang", "container"])
+def test_two_exports_have_nothing_in_common_that_both_would_make_or_write_to(tmp_path: Path, shape: str) -> None:
+    service = settings(tmp_path)
+    names, folders = set(), set()
+    for _ in range(2):
+        found = list(yaml.safe_load_all(drafted(service, shape, "trainjob")))
+        (name,) = {document["metadata"]["name"] for document in found}
+        node = node_of(found)
+        own = {mount["mountPath"]: mount["subPath"] for mount in mounts(node) if mount["name"] == "results"}
+        assert own == {"/job/run": f"{name}/run", "/results": f"{name}/outputs"}
+        if shape != "container":
+            maps = [volume["configMap"]["name"] for volume in node["volumes"] if "configMap" in volume]
+            assert maps == [name]
+            told = yaml.safe_load(found[1]["data"]["job.yaml"])
+            assert (told["output"], told["name"]) == ("/job/run", "a-run"), "its run is called as the job is"
+        # The pods of a JobSet have NAME-node-0-0-abcde, of 63 characters at most.
+        assert re.fullmatch(r"[a-z][a-z0-9-]{,40}[a-z0-9]", name)
+        names.add(name)
+        folders.update(own.values())
+    assert (len(names), len(folders)) == (2, 4)
 
 
 def test_rendering_loads_neither_torch_nor_the_official_client() -> None:

@@ -5,13 +5,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from service import config, run_creation, store, tracking
-from service.config import TrackingConfig
+from service.config import TrackingConfig, TrainingConfig
 from service.delivery import HOLDER, RESUMED
 from service.errors import ConfigError, TrackingError
+from service.jobs import checking, manifests
 from service.run_folder import RunFolder
 from service.training import job as training
+from tests.service import kubernetes_orders
+from tests.service.job_specs import CONFIG
 
 QUIET = TrackingConfig(system_metrics=False)
 
@@ -57,14 +61,18 @@ def test_a_run_that_the_server_does_not_know_is_refused(place: str, tmp_path: Pa
 
 
 def open_run(folder: Path, resume: bool) -> tracking.Run:
-    """As a training does."""
     given: dict[str, Any] = {"tracking": {"system_metrics": False}, "output": str(folder.parent), "name": folder.name}
-    job = config.resolve(given | {"data": {"name": "demo", "size": 32}})
+    return begin(config.resolve(given | {"data": {"name": "demo", "size": 32}}), resume)
+
+
+def begin(job: TrainingConfig, resume: bool) -> tracking.Run:
+    """As a training does."""
+    folder = job.folder
     manifest: Any = SimpleNamespace(name="demo", digest="d")
     world: Any = SimpleNamespace(size=1, device=SimpleNamespace(type="cpu"))
     task: Any = SimpleNamespace(tags=dict)
     lengths: Any = SimpleNamespace(total=12)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return training._open_run(job, RunFolder(folder), world, manifest, manifest, task, lengths, resume)
 
 
@@ -95,3 +103,28 @@ def test_another_run_in_the_folder_is_not_touched(
         open_run(tmp_path / "run", resume)
     assert (tmp_path / "run" / "run.json").read_bytes() == content
     assert store.client().get_run(scheduled).info.status == "SCHEDULED"
+
+
+def test_a_worker_of_an_exported_train_job_opens_a_run_of_its_own_and_goes_on_with_that(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = kubernetes_orders.settings(tmp_path, data_claim="data")
+    given = {**CONFIG, "data": {**CONFIG["data"], "root": "/data/demo"}, "tracking": {"system_metrics": False}}
+    spec = kubernetes_orders.job(config=given).spec
+    opened = []
+    for number in (1, 2):
+        export, part = manifests.documents(spec, service, checking.resolve(spec, service), "trainjob")
+        for variable in export["spec"]["trainer"]["env"]:
+            monkeypatch.setenv(variable["name"], variable["value"])
+        # As another machine reaches it.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+        told = yaml.safe_load(part["data"]["job.yaml"])
+        job = config.resolve(told | {"output": str(tmp_path / str(number))})
+        assert "--resume" in export["spec"]["trainer"]["command"]
+        for resumed in (0, 1):
+            run = begin(job, resume=True)
+            run.finish("KILLED")
+            assert run.resumed == resumed
+            opened.append(run.run_id)
+        assert store.client().get_run(run.run_id).info.run_name == "a-run"
+    assert opened[0] == opened[1] != opened[2] == opened[3]

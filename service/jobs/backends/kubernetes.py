@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from service.errors import BackendError, ConfigError, StorageError
-from service.jobs import log_file
+from service.jobs import log_file, orders
 from service.jobs.backends import Handle, Order, Status, attempt_files
 from service.jobs.backends import kubernetes_logs as logs
 from service.jobs.backends import kubernetes_status as standing
@@ -58,11 +58,22 @@ class KubernetesBackend:
                 "nodes: several of them share one volume for results, and this service names none; set "
                 "backends.kubernetes.results_claim to a claim that many nodes can write to (ReadWriteMany)"
             )
+        self._check_priority(spec)
         self._check_tracking(spec)
 
+    def _check_priority(self, spec: JobSpec) -> None:
+        """Refuse a priority that no pod would show: of what comes to the cluster, the cluster decides what is next."""
+        known = self._place.priority_classes
+        if spec.priority and spec.priority not in known:
+            there_are = ", ".join(map(str, sorted({0, *known})))
+            raise ConfigError(
+                f"priority: {spec.priority} has no class in this cluster; those that have are {there_are}, and "
+                "backends.kubernetes.priority_classes names more"
+            )
+
     def _check_tracking(self, spec: JobSpec) -> None:
-        uri = self._settings.worker_tracking_uri or self._settings.tracking_uri or ""
-        if spec.kind != "container" and "@" in urllib.parse.urlsplit(uri).netloc:
+        uri = orders.places(spec, self._settings.results, self._settings).tracking_uri
+        if "@" in urllib.parse.urlsplit(uri).netloc:
             raise ConfigError(
                 "worker_tracking_uri: holds a password, which anyone who reads the cluster's objects would see; leave "
                 "it away there, and put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into the Secret that "
@@ -100,7 +111,10 @@ class KubernetesBackend:
         }
 
     def status(self, name: str, handle: Handle) -> Status:
-        """How the attempt stands; by what was noted of its end once it is removed."""
+        """How the attempt stands; by what was noted of its end once it is removed.
+
+        Once it has ended its logs are in the job's folder, from where the record takes them.
+        """
         workload = self._workload(name, handle)
         pods = self._pods(name)
         warnings: Sequence[str] = ()
@@ -108,6 +122,10 @@ class KubernetesBackend:
             # Of a JobSet it is the Job in it that cannot make its pods.
             warnings = self._warnings(f"{name}-node-0" if workload["kind"] == "JobSet" else name)
         found = standing.status(workload, pods, warnings)
+        if found.phase == "ended":
+            # How it ended must be heard of on a full disk too; the logs are kept later, or not removed.
+            with contextlib.suppress(StorageError):
+                self._keep_logs(name, handle)
         if found.phase == "gone":
             return attempt_files.noted(*self._kept(name, handle)) or found
         return found

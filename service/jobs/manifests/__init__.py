@@ -1,5 +1,5 @@
 """What a job looks like as Kubernetes objects: pure functions from an order and the settings. Imports no torch."""
 
-from service.jobs.manifests.rendering import PLACEHOLDER, placeholder, rendered
+from service.jobs.manifests.rendering import PLACEHOLDER, Format, documents, text
 
-__all__ = ["PLACEHOLDER", "placeholder", "rendered"]
+__all__ = ["PLACEHOLDER", "Format", "documents", "text"]

@@ -106,7 +106,7 @@ def node(
             security_context=_identity(),
             termination_grace_period_seconds=math.ceil(spec.grace_s) + _MARGIN_S,
             service_account_name=settings.service_account,
-            priority_class_name=settings.priority_class,
+            priority_class_name=_priority_class(spec, settings),
             subdomain=subdomain,
             tolerations=_tolerations(spec.resources, settings),
             volumes=volumes(order, settings),
@@ -137,7 +137,7 @@ def rendezvous(order: Order, settings: KubernetesSettings) -> kinds.PodTemplate:
             security_context=_identity(),
             termination_grace_period_seconds=5,
             service_account_name=settings.service_account,
-            priority_class_name=settings.priority_class,
+            priority_class_name=_priority_class(spec, settings),
             volumes=(kinds.Volume(name="tmp", empty_dir=kinds.EmptyDir(size_limit="1Gi")),),
         ),
     )
@@ -270,6 +270,11 @@ def _shared(settings: KubernetesSettings) -> list[kinds.Variables]:
     if settings.job_secret is None:
         return []
     return [kinds.Variables(secret_ref=kinds.Named(name=settings.job_secret))]
+
+
+def _priority_class(spec: JobSpec, settings: KubernetesSettings) -> str | None:
+    # Kueue orders its queue by the class of the pods, too.
+    return settings.priority_classes.get(spec.priority, settings.priority_class)
 
 
 def _tolerations(resources: Resources, settings: KubernetesSettings) -> list[kinds.Toleration]:

@@ -1,4 +1,6 @@
-"""A job as Kubeflow's TrainJob, for clusters where that is the way in. An export: the service starts none.
+"""A job as Kubeflow's TrainJob, for clusters where that is the way in. An export: the service starts and follows none.
+
+So it is nobody's attempt: it carries neither labels nor variables of one, and its workers open a run of their own.
 
 Its torch runtime tells torchrun by PET_* variables who takes part. It has no place for a rendezvous outside of the
 nodes, so an elastic job is none. API: trainer.kubeflow.org/v1alpha1, which moves; as Kubeflow Trainer 2.3 has it.
@@ -18,6 +20,10 @@ from service.jobs.torchrun import WORKER
 # The runtime in deploy/kubeflow, and the name of its pods and their container.
 _RUNTIME = "lorot"
 _PART = "node"
+# Variables by which the service tells a worker whose attempt it is; no user may set such a one.
+_OF_A_JOB = "LOROT_"
+# The policies of the network ask for it. By those of an attempt the service would take it for one of its own.
+_LABELS = {"app.kubernetes.io/name": "lorot-job"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,12 @@ class _Trainer:
 def train_job(order: Order, settings: KubernetesSettings, configuration: str) -> list[dict[str, Any]]:
     """A TrainJob and the ConfigMap with its configuration.
 
+    Args:
+        order: of a job that was not handed in; both are called as its attempt is, its folder as `order.job.id` says.
+
     Raises:
-        ConfigError: the job is elastic, or needs variables of a whole Secret, which the API has no place for.
+        ConfigError: the job is elastic, has a priority, or needs variables of a whole Secret: the API has no place for
+            these.
     """
     spec = order.job.spec
     if spec.fewest_nodes < spec.most_nodes:
@@ -53,17 +63,25 @@ def train_job(order: Order, settings: KubernetesSettings, configuration: str) ->
         raise ConfigError(
             f"job_secret {settings.job_secret}: a TrainJob takes no whole Secret; name the job's own in `secrets`"
         )
+    if spec.priority:
+        raise ConfigError(
+            f"priority: {spec.priority} has no place in a TrainJob; give 0, and name a priorityClassName in the "
+            "TrainingRuntime (deploy/kubeflow/training-runtime.yaml)"
+        )
     workers = spec.workers or max(1, spec.resources.gpus)
+    given = [variable for variable in pods.variables(order, settings) if not variable.name.startswith(_OF_A_JOB)]
     trainer = _Trainer(
         image=spec.image or settings.image,
         command=_command(order),
-        env=[*pods.variables(order, settings), kinds.Variable(name="TORCH_DISABLE_SHARE_RDZV_TCP_STORE", value="1")],
+        env=[*given, kinds.Variable(name="TORCH_DISABLE_SHARE_RDZV_TCP_STORE", value="1")],
         num_nodes=spec.most_nodes,
         num_proc_per_node=workers,
         resources_per_node=pods.amounts(spec, settings),
     )
-    labels = pods.labels(order, "attempt") | ({QUEUE: settings.queue} if settings.queue is not None else {})
-    about = kinds.Metadata(name=order.name, namespace=settings.namespace, labels=labels)
+    labels = _LABELS | ({QUEUE: settings.queue} if settings.queue is not None else {})
+    about = kinds.Metadata(
+        name=order.name, namespace=settings.namespace, labels=labels, annotations={pods.NAME: spec.name}
+    )
     job: dict[str, Any] = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
@@ -78,7 +96,7 @@ def train_job(order: Order, settings: KubernetesSettings, configuration: str) ->
         job["spec"]["suspend"] = True
     found = [job]
     if spec.kind != "container":
-        part = kinds.Metadata(name=order.name, namespace=settings.namespace, labels=pods.labels(order, "part"))
+        part = kinds.Metadata(name=order.name, namespace=settings.namespace, labels=_LABELS)
         name = pods.CONFIGURATION.rpartition("/")[2]
         found.append(kinds.as_dict(kinds.ConfigMap(metadata=part, data={name: configuration})))
     return found
@@ -101,7 +119,7 @@ def _patch(order: Order, settings: KubernetesSettings) -> Mapping[str, Any]:
     kept = ("securityContext", "serviceAccountName", "terminationGracePeriodSeconds", "tolerations", "volumes")
     container = {key: main[key] for key in ("securityContext", "volumeMounts")}
     spec = {key: pod[key] for key in kept if key in pod}
-    patched = {"metadata": {"labels": template["metadata"]["labels"]}, "spec": spec}
+    patched = {"metadata": {"labels": _LABELS}, "spec": spec}
     patched["spec"]["containers"] = [{"name": _PART, **container}]
     jobs = [{"name": _PART, "template": {"spec": {"template": patched}}}]
     return {"manager": "lorot.dev/service", "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}}}
