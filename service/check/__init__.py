@@ -2,9 +2,9 @@
 
 from typing import overload
 
-from service.check import classifier, detector
+from service.check import classifier, detector, findings
 from service.check.classifier import activation_bytes, estimate_memory, network, num_pretext_labels
-from service.check.findings import Findings, Plan, Split, plan, sparkline
+from service.check.findings import Findings, Outline, Plan, Split, plan, sparkline
 from service.check.presentation import show
 from service.config import DetectionConfig, JobConfig, TrainingConfig
 
@@ -25,8 +25,16 @@ def examine(job: TrainingConfig, workers: int | None = None) -> Findings[Trainin
     return classifier.examine(job, workers)
 
 
+def outline(job: TrainingConfig, workers: int | None = None) -> Outline[TrainingConfig]:
+    """The part of `examine` that needs no network, where there is no torch; raises ConfigError as that does."""
+    if isinstance(job, DetectionConfig):
+        return detector.outlined(job, workers)[0]
+    return findings.outline(job, workers)
+
+
 __all__ = [
     "Findings",
+    "Outline",
     "Plan",
     "Split",
     "activation_bytes",
@@ -34,6 +42,7 @@ __all__ = [
     "examine",
     "network",
     "num_pretext_labels",
+    "outline",
     "plan",
     "show",
     "sparkline",

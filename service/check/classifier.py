@@ -4,10 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipelines import pretext
-from service import config
-from service.check.findings import FLOAT, STATES, Findings, free_bytes, memory, plan, splits, warnings
+from service.check.findings import FLOAT, STATES, Findings, completed, memory, outline
 from service.config import JobConfig, ModelConfig
-from service.jobs.local import num_workers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,35 +18,23 @@ _CLASSES_UNKNOWN = 1000
 
 def examine(job: JobConfig, workers: int | None = None) -> Findings[JobConfig]:
     """Work out what `job` would do on `workers` processes of this machine; raises ConfigError as training would."""
-    count = num_workers(job, workers)
-    accumulation = config.accumulation_steps(job, count)
-    found, missing = splits(job)
-    classes = found[0].classes if found else _CLASSES_UNKNOWN
+    known = outline(job, workers)
+    classes = known.splits[0].classes if known.splits else _CLASSES_UNKNOWN
     model = network(job.model, classes, num_pretext_labels(job))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     heads = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith("pretext_fc"))
-    needs = estimate_memory(job, model, count)
     states = 1 + STATES[job.optimizer.name] + (job.ema is not None)
     checkpoint = parameters * FLOAT * states
-    # The newest ones, the best, the one being written, the model's own file and its copy in the registry.
-    storage = checkpoint * (job.checkpoint.keep_last + 2) + 2 * parameters * FLOAT
-    free = free_bytes(job)
-    return Findings(
-        job=job,
-        workers=count,
-        accumulation=accumulation,
-        splits=found,
-        missing=missing,
-        plan=plan(job, found[0].samples) if not missing else None,
+    return completed(
+        known,
+        # The newest ones, the best, the one being written, the model's own file and its copy in the registry.
+        checkpoint * (job.checkpoint.keep_last + 2) + 2 * parameters * FLOAT,
+        estimate_memory(job, model, known.workers),
         classes=classes,
         parameters=parameters,
         pretext_parameters=heads,
-        memory=needs,
-        checkpoint_bytes=checkpoint,
-        storage_bytes=storage,
-        free_bytes=free,
-        warnings=tuple(warnings(job, count, sum(needs.values()), storage, free)),
         trained_parameters=parameters,
+        checkpoint_bytes=checkpoint,
     )
 
 

@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from service import bundle, config, resolution
+from service import bundle, resolution
 from service.check.classifier import kept_bytes
-from service.check.findings import FLOAT, STATES, Findings, free_bytes, memory, plan, splits, warnings
+from service.check.findings import FLOAT, STATES, Findings, Outline, completed, memory, outline
 from service.config import DetectionConfig, ModelConfig
 from service.errors import CheckpointError, TrackingError
-from service.jobs.local import num_workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,38 +19,30 @@ _TRUNK_UNKNOWN = ModelConfig(name="resnet50")
 _DIVISOR = 32
 
 
+def outlined(job: DetectionConfig, workers: int | None = None) -> tuple[Outline[DetectionConfig], ModelConfig]:
+    """As `check.outline`, and the network that the job begins with."""
+    trunk, about, absent = _trunk(job)
+    return outline(job, workers, trunk=about, absent=absent), trunk
+
+
 def examine(job: DetectionConfig, workers: int | None = None) -> Findings[DetectionConfig]:
     """As `check.examine`."""
-    count = num_workers(job, workers)
-    accumulation = config.accumulation_steps(job, count)
-    found, missing = splits(job)
-    classes = found[0].classes if found else _CLASSES_UNKNOWN
-    trunk, about, absent = _trunk(job)
+    known, trunk = outlined(job, workers)
+    classes = known.splits[0].classes if known.splits else _CLASSES_UNKNOWN
     model = network(job, trunk, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    needs = estimate_memory(job, model, count)
     checkpoint = FLOAT * (parameters * (1 + (job.ema is not None)) + trained * STATES[job.optimizer.name])
-    # The newest ones, the best, the one being written; the detector, its copy with the run's record, and the trunk's.
-    storage = checkpoint * (job.checkpoint.keep_last + 2) + 3 * parameters * FLOAT
-    free = free_bytes(job)
-    return Findings(
-        job=job,
-        workers=count,
-        accumulation=accumulation,
-        splits=found,
-        missing=(*missing, *absent),
-        plan=plan(job, found[0].samples) if not missing else None,
+    return completed(
+        known,
+        # The newest ones, the best, the one being written; the detector, its copy with the run's record, the trunk's.
+        checkpoint * (job.checkpoint.keep_last + 2) + 3 * parameters * FLOAT,
+        estimate_memory(job, model, known.workers),
         classes=classes,
         parameters=parameters,
         pretext_parameters=0,
-        memory=needs,
-        checkpoint_bytes=checkpoint,
-        storage_bytes=storage,
-        free_bytes=free,
-        warnings=tuple(warnings(job, count, sum(needs.values()), storage, free)),
         trained_parameters=trained,
-        trunk=about,
+        checkpoint_bytes=checkpoint,
     )
 
 

@@ -3,20 +3,23 @@
 import contextlib
 import math
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pipelines import datasets
 from pipelines.amounts import shown_bytes
-from service import detection_config, machine
+from service import config, detection_config, machine
 from service.config import DetectionConfig, JobConfig, TrainingConfig
 from service.errors import DataError
+from service.jobs.local import num_workers
 from service.splits import use_cache
 from service.training.lengths import Lengths, sizes
 from service.training.schedule import learning_rate
 
 J = TypeVar("J", bound=TrainingConfig, covariant=True)
+K = TypeVar("K", bound=TrainingConfig)
 
 FLOAT = 4
 # Tensors as large as a weight that an optimizer keeps of it.
@@ -50,17 +53,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Findings(Generic[J]):
-    """What `examine` found out.
+class Outline(Generic[J]):
+    """What can be said of a job without its network, so without torch.
 
     Attributes:
         workers, accumulation: processes, and micro-batches each adds up per step.
-        splits: those that are there; missing: why the others are not.
+        splits: those that are there; missing: why the others, or a detector's trunk, are not.
         plan: None while the data is missing.
-        classes, parameters, pretext_parameters, trained_parameters: of the network.
         trunk: of a detector: what it begins with, for people.
-        memory: bytes a worker needs, by what for. A rough estimate.
-        checkpoint_bytes, storage_bytes, free_bytes: one checkpoint; all that are kept at once; what the disk has left.
+        free_bytes: what the disk has left.
         warnings: what would run, but badly.
     """
 
@@ -70,16 +71,60 @@ class Findings(Generic[J]):
     splits: tuple[Split, ...]
     missing: tuple[str, ...]
     plan: Plan | None
+    trunk: str
+    free_bytes: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Findings(Outline[J]):
+    """What `examine` found out: the outline, and what the network takes.
+
+    Attributes:
+        classes, parameters, pretext_parameters, trained_parameters: of the network.
+        memory: bytes a worker needs, by what for. A rough estimate.
+        checkpoint_bytes, storage_bytes: one checkpoint; all that are kept at once.
+    """
+
     classes: int
     parameters: int
     pretext_parameters: int
+    trained_parameters: int
     memory: dict[str, int]
     checkpoint_bytes: int
     storage_bytes: int
-    free_bytes: int
-    warnings: tuple[str, ...] = field(default=())
-    trained_parameters: int = 0
-    trunk: str = ""
+
+
+def outline(job: K, workers: int | None = None, *, trunk: str = "", absent: tuple[str, ...] = ()) -> Outline[K]:
+    """What is known of `job` on `workers` processes of this machine before its network is built.
+
+    Args:
+        trunk: of a detector, for people; absent: why it is not there.
+
+    Raises:
+        ConfigError: as training would.
+    """
+    count = num_workers(job, workers)
+    accumulation = config.accumulation_steps(job, count)
+    found, missing = splits(job)
+    return Outline(
+        job=job,
+        workers=count,
+        accumulation=accumulation,
+        splits=found,
+        missing=(*missing, *absent),
+        plan=plan(job, found[0].samples) if not missing else None,
+        trunk=trunk,
+        free_bytes=free_bytes(job),
+        warnings=tuple(_of_this_machine(job, count)),
+    )
+
+
+def completed(known: Outline[K], storage: int, memory: dict[str, int], **network: int) -> Findings[K]:
+    """The outline with what its network takes; `network`: the numbers of `Findings`."""
+    own = vars(known) | network | {"storage_bytes": storage, "memory": memory}
+    told = _of_amounts(known, sum(memory.values()), storage)
+    return Findings(**(own | {"warnings": (*told, *known.warnings)}))
 
 
 def plan(job: TrainingConfig, samples: int) -> Plan:
@@ -175,22 +220,24 @@ def _existing(path: Path) -> Path:
     return Path()
 
 
-def warnings(job: TrainingConfig, workers: int, memory: int, storage: int, free: int) -> list[str]:
-    """What would run, but badly."""
-    found = []
-    if job.device != "cuda" and not machine.gpus():
-        total = memory * workers
-        if total > machine.memory_bytes():
-            found.append(
-                f"{workers} workers need about {shown_bytes(total)} of memory, this machine has "
-                f"{shown_bytes(machine.memory_bytes())}; a smaller micro_batch needs less"
-            )
-        if workers > machine.cores():
-            found.append(f"{workers} workers share {machine.cores()} CPU cores")
-        if job.device == "cpu" and job.precision in ("bf16", "fp16"):
-            found.append(
-                f"{job.precision} convolutions on a CPU are many times slower than fp32; precision=auto avoids them"
-            )
-    if storage > free:
-        found.append(f"the disk of {job.folder} has {shown_bytes(free)} left, checkpoints need {shown_bytes(storage)}")
-    return found
+def _on_cpu(job: TrainingConfig) -> bool:
+    return job.device != "cuda" and not machine.gpus()
+
+
+def _of_this_machine(job: TrainingConfig, workers: int) -> Iterator[str]:
+    if _on_cpu(job) and workers > machine.cores():
+        yield f"{workers} workers share {machine.cores()} CPU cores"
+    if _on_cpu(job) and job.device == "cpu" and job.precision in ("bf16", "fp16"):
+        yield f"{job.precision} convolutions on a CPU are many times slower than fp32; precision=auto avoids them"
+
+
+def _of_amounts(known: Outline[TrainingConfig], memory: int, storage: int) -> Iterator[str]:
+    job, total = known.job, memory * known.workers
+    if _on_cpu(job) and total > machine.memory_bytes():
+        yield (
+            f"{known.workers} workers need about {shown_bytes(total)} of memory, this machine has "
+            f"{shown_bytes(machine.memory_bytes())}; a smaller micro_batch needs less"
+        )
+    if storage > known.free_bytes:
+        left = shown_bytes(known.free_bytes)
+        yield f"the disk of {job.folder} has {left} left, checkpoints need {shown_bytes(storage)}"

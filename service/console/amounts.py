@@ -9,12 +9,16 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
 
 from service import provenance
 from service.errors import LorotError
+
+if TYPE_CHECKING:
+    from service.check import Outline
+    from service.config import TrainingConfig
 
 _REMEMBERED = 128
 _TIMEOUT_S = 150.0
@@ -33,12 +37,14 @@ class Amounts:
         rows: (what, how much).
         warnings: what would run, but badly.
         missing: data that is not there.
+        unknown: what of it is not worked out here, and why; "" if all is.
         problem: why nothing could be worked out; "" if it could.
     """
 
     rows: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    unknown: str = ""
     problem: str = ""
 
 
@@ -115,38 +121,72 @@ def _ask(resolved: Mapping[str, Any], workers: int | None, uri: str) -> tuple[Am
     if answer.get(_PROBLEM):
         return Amounts(problem=answer[_PROBLEM]), False
     rows = tuple((str(what), str(amount)) for what, amount in answer["rows"])
-    found = Amounts(rows, tuple(answer["warnings"]), tuple(answer["missing"]))
+    found = Amounts(rows, tuple(answer["warnings"]), tuple(answer["missing"]), answer["unknown"])
     return found, not found.missing
 
 
 def examine(config: Mapping[str, Any], workers: int | None) -> Amounts:
-    """The work itself, where torch may be loaded."""
-    from pipelines.amounts import shown_bytes
+    """The work itself, where torch may be loaded; without it, all but what the network takes."""
     from service import check
-    from service.config import DetectionConfig, JobConfig, resolve_any
+    from service.config import JobConfig, resolve_any
 
-    found = check.examine(resolve_any(dict(config)), workers)
-    job, plan = found.job, found.plan
-    rows = [(f"Data, {one.name}", f"{one.samples:,} samples, {one.classes} classes") for one in found.splits]
-    assert isinstance(job, JobConfig | DetectionConfig), "these are all kinds there are"
-    rows.append(("Model", f"{job.model.name}, {found.parameters:,} parameters"))
-    if found.trunk:
-        rows.append(("Begins with", found.trunk))
-    batch = f"{found.workers} x {job.micro_batch} x {found.accumulation}"
+    job = resolve_any(dict(config))
+    if lacking := _lacking():
+        known = check.outline(job, workers)
+        told = (
+            f"Parameters, memory and storage are not worked out here: they take the network itself, and {lacking} is "
+            "not installed beside this service. Where it is, `lorot check` works them out."
+        )
+    else:
+        known, told = check.examine(job, workers), ""
+    rows = [(f"Data, {one.name}", f"{one.samples:,} samples, {one.classes} classes") for one in known.splits]
+    rows += _of_network(known)
+    batch = f"{known.workers} x {job.micro_batch} x {known.accumulation}"
     rows.append(("Global batch", f"{job.global_batch} = {batch} (workers x micro-batch x accumulation)"))
-    if plan is not None:
+    if (plan := known.plan) is not None:
         rows.append(("Steps", f"{plan.total_steps:,} ({job.duration})"))
         rows.append(("Evaluations", f"{plan.evaluations}, every {job.evaluate_every}"))
         rows.append(("Checkpoints", f"{plan.checkpoints}"))
         rows.append(
-            ("Learning rate", f"{check.sparkline(plan.rates[::3])} {job.schedule.name}, peak {job.optimizer.lr:g}")
+            ("Learning rate", f"{check.sparkline(plan.rates[::4])} {job.schedule.name}, peak {job.optimizer.lr:g}")
         )
-    rows.append(("Memory of a worker", f"about {shown_bytes(sum(found.memory.values()))}"))
-    storage = f"about {shown_bytes(found.storage_bytes)}, {shown_bytes(found.checkpoint_bytes)} a checkpoint"
-    rows.append(("Storage", f"{storage}; {shown_bytes(found.free_bytes)} free"))
+    rows += _of_room(known)
     if isinstance(job, JobConfig):
         rows.append(("Registered as", job.model_name or "not registered"))
-    return Amounts(tuple(rows), found.warnings, found.missing)
+    return Amounts(tuple(rows), known.warnings, known.missing, told)
+
+
+def _lacking() -> str:
+    """The library without which no network can be built here; "" if there is none."""
+    try:
+        from service import models  # noqa: F401
+    except ModuleNotFoundError as error:
+        return error.name or str(error)
+    return ""
+
+
+def _of_network(known: "Outline[TrainingConfig]") -> list[tuple[str, str]]:
+    from service.check import Findings
+    from service.config import DetectionConfig, JobConfig
+
+    job = known.job
+    assert isinstance(job, JobConfig | DetectionConfig), "these are all kinds there are"
+    counted = f", {known.parameters:,} parameters" if isinstance(known, Findings) else ""
+    begins = [("Begins with", known.trunk)] if known.trunk else []
+    return [("Model", f"{job.model.name}{counted}"), *begins]
+
+
+def _of_room(known: "Outline[TrainingConfig]") -> list[tuple[str, str]]:
+    from pipelines.amounts import shown_bytes
+    from service.check import Findings
+
+    if not isinstance(known, Findings):
+        return []
+    storage = f"about {shown_bytes(known.storage_bytes)}, {shown_bytes(known.checkpoint_bytes)} a checkpoint"
+    return [
+        ("Memory of a worker", f"about {shown_bytes(sum(known.memory.values()))}"),
+        ("Storage", f"{storage}; {shown_bytes(known.free_bytes)} free"),
+    ]
 
 
 def main() -> None:

@@ -4,16 +4,15 @@ Imports no torch.
 """
 
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from service.errors import ConfigError
-from service.jobs.settings import ServiceSettings
+from service.jobs.settings import REMOTE, ServiceSettings
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-# Where data may come from besides the roots.
-_REMOTE = ("s3://", "gs://", "http://", "https://")
 _MODELS = ("models:/", "runs:/")
 # Where a cluster's data claim is mounted.
 _CLAIM = Path("/data")
@@ -49,8 +48,9 @@ def own_keys(config: Mapping[str, Any]) -> None:
 def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str = "local") -> None:
     """Refuse a configuration that names a file or a folder outside of the roots.
 
-    Symbolic links and `..` are followed first. Models by models:/ and runs:/, and data at s3, gs, http and https are
-    no files of this machine.
+    Symbolic links and `..` are followed first. Models by models:/ and runs:/ are no files of this machine. Data may lie
+    below an address that the operator has declared and below no other: the service itself looks at the data of what it
+    checks, with its own credentials and from within its own network.
 
     Raises:
         ConfigError: which key, and what the roots are.
@@ -58,7 +58,8 @@ def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str = "
     for key, value in _leaves(config):
         if not isinstance(value, str) or not (_is_path_key(key) or _looks_like_path(value)):
             continue
-        if value.startswith(_REMOTE) and key == "data.root":
+        if value.startswith(REMOTE) and key == "data.root":
+            _below_an_address(value, settings)
             continue
         if value.startswith(_MODELS) and key in ("model.init_from", "model.backbone"):
             continue
@@ -66,6 +67,18 @@ def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str = "
             allowed = "s3://, gs://, http:// and https://" if key == "data.root" else "models:/ and runs:/"
             raise ConfigError(f"config.{key}: {value!r} may not be read by jobs; of addresses there may be {allowed}")
         inside(value, settings, f"config.{key}", backend)
+
+
+def _below_an_address(url: str, settings: ServiceSettings) -> None:
+    # Clients take `..` and what they drop out of an address before they ask; `::` would name a second one.
+    path = urllib.parse.unquote(url)
+    is_plain = path.isprintable() and ".." not in re.split(r"[/\\]", path) and "::" not in path
+    if not is_plain or not any(url == one or url.startswith(f"{one}/") for one in settings.data_urls):
+        named = ", ".join(settings.data_urls) or "there are none"
+        raise ConfigError(
+            f"config.data.root: {url!r} lies outside of the addresses that jobs may read (data_urls of the service's "
+            f"settings): {named}"
+        )
 
 
 def inside(text: str, settings: ServiceSettings, key: str, backend: str = "local") -> Path:

@@ -3,9 +3,22 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from service.config_fields import Positive, Section
+
+# What an address of data begins with.
+REMOTE = ("s3://", "gs://", "http://", "https://")
+
+
+def _address(value: str) -> str:
+    scheme, _, rest = value.partition("://")
+    if f"{scheme}://" not in REMOTE or rest[:1] in ("", "/") or ".." in rest.split("/"):
+        raise ValueError(f"write {', '.join(REMOTE)} with a bucket or host, as s3://bucket/sets; not {value!r}")
+    return value.rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class LocalSettings(Section):
@@ -90,6 +103,9 @@ class ServiceSettings(Section):
     results: Path = Field(Path("runs/jobs"), description="a folder for each job, made here")
     data_roots: tuple[Path, ...] = Field(
         (Path("data"),), description="folders that jobs may read data from; a path outside of them is refused"
+    )
+    data_urls: tuple[Address, ...] = Field(
+        (), description="addresses that jobs may read data below, as s3://bucket/sets; others are refused"
     )
     mounts: tuple[Path, ...] = Field((), description="host folders that jobs in containers may ask to see, read-only")
     secrets: Path | None = Field(None, description="folder with one file for each secret, which jobs name")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,38 @@ class Watched:
     def _asked(self, url: str) -> None:
         if not url.startswith(self._url):
             self.wrong.append(f"request to {url}")
+
+
+@dataclass(frozen=True)
+class Walker:
+    """Somebody who has a keyboard and nothing else."""
+
+    page: Page
+
+    def focused(self) -> str:
+        """The id of what has the focus, or its text."""
+        found: str = self.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+        return found
+
+    def walk_to(self, what: str, key: str = "Tab") -> None:
+        """Press the key until that has the focus."""
+        for _ in range(80):
+            self.page.keyboard.press(key)
+            if self.focused() == what:
+                return
+        raise AssertionError(f"{what} is not reached; the focus is on {self.focused()!r}")
+
+    def follow(self, link: str, address: str) -> None:
+        """Go where a link leads."""
+        self.walk_to(link)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_url(address)
+
+    def confirm(self, action: str, state: str) -> None:
+        """Use one of a job's buttons, which ask first, and wait for the state that comes of it."""
+        self.walk_to(f"{action}-open")
+        self.page.keyboard.press("Enter")
+        self.page.keyboard.press("Tab")
+        assert self.focused() == f"{action}-sure"
+        self.page.keyboard.press("Enter")
+        expect(self.page.locator("#state .head .state")).to_have_text(state)

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import re
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -11,7 +13,7 @@ from playwright.sync_api import TimeoutError as LateError
 
 from tests.integration import browser as browsing
 from tests.integration import processes
-from tests.integration.browser import Watched
+from tests.integration.browser import Walker, Watched
 from tests.integration.live_console import Console
 
 pytestmark = pytest.mark.integration
@@ -99,6 +101,10 @@ def test_a_job_is_submitted_watched_to_its_end_and_its_model_opened(
         expect(page.locator("#log-note")).to_contain_text("finished")
         expect(page.locator("#log")).to_contain_text("registered as models:/console-demo/1")
         expect(page.locator("#state")).to_contain_text("24 of 24")
+        # The pictures that its own worker has drawn, and nothing that could not be.
+        picture = page.locator("#pictures img")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("(one) => one.decode().then(() => one.naturalWidth)") > 32
         assert page.evaluate("window.neverReloaded") is True
         page.screenshot(path=pictures / "finished.png", full_page=True)
         model = page.get_by_role("link", name="console-demo, version 1")
@@ -109,22 +115,13 @@ def test_a_job_is_submitted_watched_to_its_end_and_its_model_opened(
         assert watched.wrong == []
 
 
-def test_everything_can_be_done_with_the_keyboard_alone(console: Console, chromium: Browser) -> None:
+def test_a_job_is_submitted_stopped_and_gone_on_with_by_the_keyboard_alone(console: Console, chromium: Browser) -> None:
     with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
         watched = Watched(context, console.url)
         page = watched.open("/")
         keys = page.keyboard
-
-        def focused() -> str:
-            return page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
-
-        def walk_to(what: str) -> None:
-            for _ in range(80):
-                keys.press("Tab")
-                if focused() == what:
-                    return
-            raise AssertionError(f"{what} is not reached; the focus is on {focused()!r}")
-
+        walker = Walker(page)
+        focused, walk_to = walker.focused, walker.walk_to
         keys.press("Tab")
         assert focused() == "Skip to the content"
         keys.press("Enter")
@@ -149,21 +146,63 @@ def test_everything_can_be_done_with_the_keyboard_alone(console: Console, chromi
         # What was opened stays open, and the focus stays, while the page goes on to live.
         state = page.locator("#state .head .state")
         expect(state).to_have_text("running")
+        expect(page.locator("#state")).to_contain_text("Waits for data", timeout=400_000)
         assert focused() == "cancel-open"
+        check_meters(console, "by-keyboard")
         keys.press("Tab")
         assert focused() == "cancel-sure"
         keys.press("Enter")
         expect(state).to_have_text("killed")
-        assert [job["state"] for job in jobs(console, "by-keyboard")] == ["killed"]
+        walker.confirm("resume", "running")
+        expect(page.locator("#log")).to_contain_text(re.compile(r"going on from step [1-9]"), timeout=400_000)
+        walker.confirm("cancel", "killed")
+        (job,) = jobs(console, "by-keyboard")
+        assert (job["state"], len(job["attempts"])) == ("killed", 2)
+        # Once more from the beginning, as a program asks for it: what there was is set aside.
+        run = console.root / "jobs" / job["id"] / "run"
+        ask(console, "POST", f"/v1/jobs/{job['id']}/retry")
+        processes.await_(lambda: run.with_name("run.1").exists(), "the earlier run is set aside", 60)
+        ask(console, "POST", f"/v1/jobs/{job['id']}/cancel")
+        processes.await_(lambda: jobs(console, "by-keyboard")[0]["state"] == "killed", "it is cancelled", 60)
         assert watched.wrong == []
 
 
-def jobs(console: Console, name: str) -> list[dict[str, str]]:
-    """What the API says of the jobs of this name."""
-    import urllib.request
+def test_a_model_and_its_job_are_reached_by_the_keyboard_alone(console: Console, chromium: Browser) -> None:
+    with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
+        watched = Watched(context, console.url)
+        walker = Walker(watched.open("/"))
+        walker.follow("Models", "**/models")
+        walker.follow("lorot-earlier", "**/models/lorot-earlier")
+        walker.follow("version 1", "**/models/lorot-earlier/1")
+        walker.follow("its-job", f"**/jobs/{console.finished}")
+        assert watched.wrong == []
 
-    with urllib.request.urlopen(f"{console.url}/v1/jobs?name={name}", timeout=60) as answer:
-        found: list[dict[str, str]] = json.load(answer)["jobs"]
+
+def check_meters(console: Console, name: str) -> None:
+    """What Prometheus reads of a training that runs."""
+
+    def meter(what: str) -> float | None:
+        with urllib.request.urlopen(f"{console.url}/metrics", timeout=60) as answer:
+            found = re.search(rf'^{what}{{[^}}]*job_name="{name}"}} (\S+)$', answer.read().decode(), re.MULTILINE)
+        return float(found[1]) if found else None
+
+    # What a job says of itself is remembered for ten seconds, nothing included.
+    processes.await_(lambda: (meter("lorot_job_images_per_second") or 0) > 0, "its images a second are told", 60)
+    share = meter("lorot_job_data_wait_share")
+    assert share is not None
+    assert 0 <= share <= 1
+
+
+def ask(console: Console, method: str, path: str) -> Any:
+    """What the API answers."""
+    request = urllib.request.Request(console.url + path, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def jobs(console: Console, name: str) -> list[dict[str, Any]]:
+    """What the API says of the jobs of this name."""
+    found: list[dict[str, Any]] = ask(console, "GET", f"/v1/jobs?name={name}")["jobs"]
     return found
 
 

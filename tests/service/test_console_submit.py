@@ -1,6 +1,8 @@
 """The submit form: what it finds, where it says so, and that one form is one job."""
 
 import json
+import runpy
+import socket
 from pathlib import Path
 
 import pytest
@@ -278,6 +280,53 @@ def test_what_it_amounts_to_is_what_the_check_command_says(here: Service) -> Non
         submission.check(submission.fields_of({"base": "", "yaml": LINES}, here.desk.settings), here.desk).spec
     )  # type: ignore[arg-type]
     assert here.app.state.estimator.known(resolved, None) is not None
+    assert "Steps" in send(here, "validate", 200, base="", yaml=LINES).shown
+
+
+def test_an_address_that_the_operator_has_not_declared_is_never_asked(here: Service) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/set"
+        for action in ("validate", "check"):
+            page = send(here, action, 200, overrides=f"data.name=prepared\ndata.options={{}}\ndata.root={url}")
+            assert "data_urls" in told(page)["overrides"]
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+WORKERS_ONLY = runpy.run_path(str(Path(__file__).parents[2] / "docker/requirements.py"))["WORKERS_ONLY"]
+# What the service's image is without cannot be found, whoever asks for it.
+WITHOUT = f"""
+import sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {[*(one.replace("-", "_") for one in WORKERS_ONLY), "nvidia"]}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refusing())
+"""
+
+
+def test_where_there_is_no_torch_only_what_the_network_takes_is_left_open(
+    here: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(WITHOUT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    page = send(here, "check", 200, base="", yaml=LINES)
+    rows = dict(zip([row.text for row in page.all("dt")], [row.text for row in page.all("dd")], strict=True))
+    whole = dict(amounts.examine(TINY, None).rows)
+    network = {"Model", "Memory of a worker", "Storage"}
+    assert whole.keys() - rows.keys() == network - {"Model"}
+    assert rows["Model"] == "resnet_small"
+    assert {name: text for name, text in rows.items() if name != "Model"} == {
+        name: text for name, text in whole.items() if name not in network
+    }
+    assert {"Data, train", "Data, val", "Global batch", "Steps", "Learning rate"} <= rows.keys()
+    assert "memory and storage are not worked out here" in page.shown
+    assert "torch is not installed" in page.shown
+    # Installing nothing would change it: it is remembered.
     assert "Steps" in send(here, "validate", 200, base="", yaml=LINES).shown
 
 

@@ -23,7 +23,8 @@ def desk(place: str, tmp_path: Path) -> Desk:
     (tmp_path / "outside").mkdir()
     (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
     (tmp_path / "data" / "within").symlink_to(tmp_path / "data" / "inner")
-    return Desk(settings(tmp_path), backends={"local": MemoryBackend(), "docker": MemoryBackend("docker")})
+    chosen = settings(tmp_path, data_urls=["s3://bucket/sets/", "https://host"])
+    return Desk(chosen, backends={"local": MemoryBackend(), "docker": MemoryBackend("docker")})
 
 
 def test_what_is_checked_is_the_whole_configuration_with_the_data_under_an_absolute_path(
@@ -44,6 +45,17 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("data.root", "file:///etc", "may not be read"),
     ("data.root", "ftp://host/folder", "may not be read"),
     ("data.root", "models:/x@best", "may not be read"),
+    ("data.root", "http://169.254.169.254/latest", r"\(data_urls of .*\): s3://bucket/sets, https://host$"),
+    ("data.root", "http://host/folder", "data_urls"),
+    ("data.root", "https://host.else/folder", "data_urls"),
+    ("data.root", "https://host@else/folder", "data_urls"),
+    ("data.root", "https://host:8443/folder", "data_urls"),
+    ("data.root", "s3://bucket/setsuma", "data_urls"),
+    ("data.root", "s3://bucket/sets/../secret", "data_urls"),
+    ("data.root", "s3://bucket/sets/%2e%2E/secret", "data_urls"),
+    ("data.root", "s3://bucket/sets/..\\secret", "data_urls"),
+    ("data.root", "https://host/.\t./x", "data_urls"),
+    ("data.root", "https://host/x::file:///etc", "data_urls"),
     ("data.options.annotations", "../../etc/passwd", "lies outside"),
     ("data.options.annotations", "/etc/passwd", "lies outside"),
     ("data.train_split", "../../outside", "lies outside"),
@@ -74,7 +86,8 @@ def test_what_a_configuration_may_not_say_is_refused_with_its_key(desk: Desk, ke
 ALLOWED: list[tuple[str, Any]] = [
     ("data.root", "data/within"),
     ("data.root", "data/inner/../inner"),
-    ("data.root", "s3://bucket/folder"),
+    ("data.root", "s3://bucket/sets"),
+    ("data.root", "s3://bucket/sets/imagenet"),
     ("data.root", "https://host/folder"),
     ("model.init_from", "models:/lorot-demo@best"),
     ("model.init_from", "runs:/0123456789abcdef"),
@@ -88,6 +101,18 @@ ALLOWED: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("key", "value"), ALLOWED)
 def test_what_a_configuration_may_say_is_taken(desk: Desk, key: str, value: Any) -> None:
     assert desk.check(with_config(key, value))
+
+
+def test_no_address_of_data_is_allowed_before_the_operator_names_one(place: str, tmp_path: Path) -> None:
+    desk = Desk(settings(tmp_path), backends={"local": MemoryBackend()})
+    with pytest.raises(ConfigError, match=r"s3://bucket/sets.* \(data_urls of .*\): there are none$"):
+        desk.check(with_config("data.root", "s3://bucket/sets"))
+
+
+@pytest.mark.parametrize("url", ["s3://", "https:///sets", "bucket/sets", "file:///data", "s3://bucket/../other"])
+def test_what_is_no_address_of_data_cannot_be_declared(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValueError, match="with a bucket or host"):
+        settings(tmp_path, data_urls=[url])
 
 
 def test_a_job_that_can_never_fit_is_refused_with_the_numbers(desk: Desk) -> None:
