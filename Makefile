@@ -46,9 +46,9 @@ lint: setup ## ruff, the type checker, and who may import whom
 	$(BIN)/mypy
 	$(PYTEST) tests/test_architecture.py
 
-test-integration: setup ## the tests that start servers and jobs
-	$(PYTEST) -m integration --durations=20 $(ALONE)
-	$(PYTEST) -m integration --durations=20 $(SHARED) $(addprefix --ignore=,$(ALONE))
+test-integration: setup ## the tests that start servers and jobs; says what it leaves out (LOROT_NO_SKIPS=1: fails then)
+	$(PYTEST) -m integration -rs --durations=20 $(ALONE)
+	$(PYTEST) -m integration -rs --durations=20 $(SHARED) $(addprefix --ignore=,$(ALONE))
 
 bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \

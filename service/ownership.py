@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,11 @@ class Ownership:
         try:
             self._lock = plain_files.regular(self._folder / LOCK, os.O_RDWR | os.O_CREAT)
             self._is_locked = self._wait_for_lock()
-            before = _read(self._folder)
+            before = read(self._folder / OWNER)
             # The kernel of an owner that held the lock has let go of it.
             is_dead = self._is_locked and self._locks_here(before)
             if before and not is_dead and self._lives(before):
-                raise self._refusal(before)
+                raise refusal(self._folder, before)
             self._beat()
         except OSError as error:
             self.release()
@@ -82,7 +83,7 @@ class Ownership:
 
     def check(self) -> None:
         """Raise SucceededError if another job has taken the folder, because this one seemed dead."""
-        owner = _read(self._folder)
+        owner = read(self._folder / OWNER)
         if owner and owner.get("token") != self._token:
             self._successor = _name(owner)
         if self._successor:
@@ -97,7 +98,7 @@ class Ownership:
         with self._writing:
             self._ended.set()
             if self._lock >= 0:
-                if self._beats and _read(self._folder).get("token") == self._token:
+                if self._beats and read(self._folder / OWNER).get("token") == self._token:
                     with contextlib.suppress(OSError):
                         (self._folder / OWNER).unlink()
                 os.close(self._lock)
@@ -115,10 +116,10 @@ class Ownership:
                 return True
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    owner = _read(self._folder)
+                    owner = read(self._folder / OWNER)
                     if owner and not self._locks_here(owner):
                         return False
-                    raise self._refusal(owner) from None
+                    raise refusal(self._folder, owner) from None
                 time.sleep(0.1)
             except OSError:
                 return False
@@ -131,7 +132,7 @@ class Ownership:
         deadline = time.monotonic() + WATCH_S
         while time.monotonic() < deadline:
             time.sleep(BEAT_S / 4)
-            now = _read(self._folder)
+            now = read(self._folder / OWNER)
             if now and (now.get("token"), now.get("beat")) != (before.get("token"), before.get("beat")):
                 return True
         return False
@@ -146,9 +147,7 @@ class Ownership:
 
     def _beat(self) -> None:
         self._beats += 1
-        content = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+        content = here() | {
             "machine": self._machine,
             "locked": self._is_locked,
             "token": self._token,
@@ -162,32 +161,43 @@ class Ownership:
         finally:
             os.close(descriptor)
 
-    def _refusal(self, owner: dict[str, Any]) -> TakenError:
-        return TakenError(
-            f"{self._folder}: another job runs there ({_name(owner)}); wait for its end, or give this one name=OTHER"
-        )
 
+def refuse_if_owned(folder: Path) -> bool:
+    """Raise TakenError if a job of this machine, or a visible one of another, has the folder now.
 
-def refuse_if_owned(folder: Path) -> None:
-    """Raise TakenError if a job of this machine, or a visible one of another, has the folder now."""
+    Returns whether that says something: nobody can be seen to have a folder that was never taken.
+    """
     if not (folder / LOCK).exists():
-        return
+        return False
     claim = Ownership(folder)
     claim.take()
     claim.release()
+    return True
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """What the owner wrote last; empty if there is none, or it was being written just now."""
+def refusal(folder: Path, holder: Mapping[str, Any]) -> TakenError:
+    """The error for a folder that is another job's: `holder` has what `here` gave there, or nothing."""
+    return TakenError(
+        f"{folder}: another job runs there ({_name(holder)}); wait for its end, or give this one name=OTHER"
+    )
+
+
+def here() -> dict[str, Any]:
+    """How people find this process."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a holder wrote into a file last; empty if there is none, or it was being written just now."""
     try:
-        with os.fdopen(plain_files.regular(folder / OWNER, os.O_RDONLY), "rb") as file:
+        with os.fdopen(plain_files.regular(path, os.O_RDONLY), "rb") as file:
             content = json.loads(file.read(16 * _LENGTH))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _name(owner: dict[str, Any]) -> str:
+def _name(owner: Mapping[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "an unknown process"
 
 

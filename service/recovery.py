@@ -53,12 +53,12 @@ def sync(folder: Path, uri: str | None = None) -> Synced:
     if not paths:
         raise TrackingError(f"{folder}: no {SPOOL}; name the folder of a run, as in runs/train, or the folder of them")
     _refuse_if_running(folder)
-    ownership.refuse_if_owned(folder)
+    watched = ownership.refuse_if_owned(folder)
     sent, ended = 0, ""
     for path in paths:
         spool = Spool(path)
         try:
-            if mark(spool, "FAILED", GONE):
+            if mark(spool, "FAILED", GONE, watched=watched):
                 ended = str(spool.header().get("run_id", ""))
             sent += _send(spool, folder, uri)
         finally:
@@ -79,8 +79,9 @@ def sync_foreign(folder: Path, uri: str, run_id: str) -> Synced:
     if folder.is_symlink() or not (paths := sorted(folder.glob("spool*.jsonl"))):
         return Synced(folder)
     _refuse_if_running(folder)
+    watched = False
     try:
-        ownership.refuse_if_owned(folder)
+        watched = ownership.refuse_if_owned(folder)
     except StorageError as error:
         _log.warning("%s", error)
     for path in paths:
@@ -93,7 +94,7 @@ def sync_foreign(folder: Path, uri: str, run_id: str) -> Synced:
             if spool.header().get("run_id") != run_id:
                 _log.warning("%s: is not of run %s; its records are left out", path, run_id)
                 continue
-            if mark(spool, "FAILED", GONE):
+            if mark(spool, "FAILED", GONE, watched=watched):
                 ended = run_id
             sent += _send(spool, folder, uri, StrictDelivery)
         finally:
@@ -170,11 +171,12 @@ def settle(folder: Path, status: str, reason: str, timeout_s: float = 5.0) -> No
             spool.close()
 
 
-def mark(spool: Spool, status: str, reason: str, certain: bool = False) -> bool:
+def mark(spool: Spool, status: str, reason: str, *, certain: bool = False, watched: bool = False) -> bool:
     """Write the end of a run whose holder is gone, at the time of its last record; whether that was needed.
 
     Args:
         certain: the holder is known to be gone, whatever can be seen of it from here.
+        watched: the folder was found to be nobody's (`ownership`), which tells of a holder that cannot be seen.
     """
     last_status: Record | None = None
     time_ms = 0
@@ -188,7 +190,7 @@ def mark(spool: Spool, status: str, reason: str, certain: bool = False) -> bool:
     if known is not None and not certain:
         alive = known.is_alive()
         # In another container of this machine: the spool's lock, which the caller has, is the same for both.
-        if alive or (alive is None and not known.shares_kernel()):
+        if alive or (alive is None and not watched and not known.shares_kernel()):
             return False
     told: Record = {name: last_status[name] for name in ("resumed", "holder") if name in last_status}
     spool.append({"op": "status", "time_ms": time_ms, "status": status, "lost": reason, **told})

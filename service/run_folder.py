@@ -6,7 +6,7 @@ metrics.jsonl     a line per record                 samples.png      what the ne
 checkpoints/      one folder per saved step         model/           what is registered
 backbone/         what a detector began with        detector/        the detector, as it was evaluated
 log-rank*.txt     everything third parties print    error.json       why it failed
-.reserve          room for that word on a full disk
+.reserve          room for that word on a full disk  launch.json    the job's name where several machines meet
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from typing import Any
 from service.errors import ConfigError, LorotError, StorageError
 
 _RESERVE = ".reserve"
+_LAUNCH = "launch.json"
 _RESERVE_BYTES = 256 * 1024
 
 
@@ -57,6 +58,19 @@ class RunFolder:
     @property
     def error(self) -> Path:
         return self.path / "error.json"
+
+    @property
+    def meeting(self) -> str:
+        """The name at the rendezvous of the job that has the folder or had it last; empty for one machine's."""
+        return str(self.read(_LAUNCH).get("run_id", ""))
+
+    def note_meeting(self, run_id: str) -> None:
+        """Write down what `meeting` then says; for the one who has the folder. Raises StorageError."""
+        if run_id:
+            self.write(_LAUNCH, {"run_id": run_id})
+        else:
+            with contextlib.suppress(OSError):
+                (self.path / _LAUNCH).unlink(missing_ok=True)
 
     def log(self, rank: int) -> Path:
         """Where worker `rank`'s third parties write."""

@@ -17,10 +17,15 @@ fi
 
 mkdir -p .launch
 line=$(printf ' %q' "$@" --nnodes "$nnodes" --rdzv "$MEET")
+named() {
+  # Ctrl-C is no reason to lose the last words.
+  trap '' INT
+  sed "s/^/$1: /"
+}
 jobs=()
 for host in $hosts; do
   pid=.launch/$host.pid
-  ssh -n "$host" "cd $(printf '%q' "$PWD") && echo \$\$ > $pid && exec lorot train$line" > >(sed "s/^/$host: /") 2>&1 &
+  ssh -n "$host" "cd $(printf '%q' "$PWD") && echo \$\$ > $pid && exec lorot train$line" > >(named "$host") 2>&1 &
   jobs+=($!)
 done
 
@@ -33,11 +38,11 @@ trap stop INT TERM
 code=0
 for job in "${jobs[@]}"; do
   # A signal interrupts the waiting, not the job.
-  while :; do
+  while kill -0 "$job" 2>/dev/null; do
     wait "$job"
-    ended=$?
-    kill -0 "$job" 2>/dev/null || break
   done
+  wait "$job"
+  ended=$?
   [ "$ended" -eq 0 ] || code=$ended
 done
 [ -z "$rendezvous" ] || kill "$rendezvous"

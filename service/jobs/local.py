@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from typing import IO
 
 import psutil
 
-from service import config, holder, machine, ownership, splits, tracking
+from service import config, holder, machine, ownership, plain_files, splits, tracking
 from service.config import TrainingConfig
 from service.errors import (
     EXIT_CODES,
@@ -33,7 +34,6 @@ from service.jobs.restarts import STOPPED, Account
 from service.run_folder import RunFolder
 
 WORKER = torchrun.WORKER
-LAUNCH = "launch.json"
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _TAIL_LINES = 15
 # For a tracking server to answer before a job is started.
@@ -102,8 +102,10 @@ def run(
         raise ConfigError(f"port {port} is in use by another program; leave --port away, and a free one is taken")
     if nodes is not None:
         # A machine that comes back finds the run that it was part of, and goes on with it.
-        begun = folder.read(LAUNCH).get("run_id") == nodes.run_id
+        begun = folder.meeting == nodes.run_id
         resume = resume or (begun and not folder.summary.exists())
+        if not begun:
+            _refuse_if_owned(folder, nodes.run_id)
     if not restart:
         folder.claim(resume)
     say("looking at the tracking database and the data")
@@ -118,7 +120,6 @@ def run(
             if restart:
                 folder.set_aside()
     if nodes is not None:
-        folder.write(LAUNCH, {"run_id": nodes.run_id})
         machines.await_rendezvous(nodes, say)
         resume = True
     allowed = max_restarts if max_restarts is not None else 0 if nodes is None else 3
@@ -189,6 +190,16 @@ def _nodes(
     if port is not None:
         raise ConfigError("--port is for one machine; several meet at --rdzv HOST:PORT")
     return machines.describe(nnodes, rdzv, run_id or job.name)
+
+
+def _refuse_if_owned(folder: RunFolder, run_id: str) -> None:
+    """Raise TakenError if the folder is a job's that meets under another name: nothing of it may be touched."""
+    try:
+        ownership.refuse_if_owned(folder.path)
+    except TakenError:
+        # Who has the folder writes the name down; by now it may be another machine of this job.
+        if folder.meeting != run_id:
+            raise
 
 
 def num_workers(job: TrainingConfig, asked: int | None = None) -> int:
@@ -262,16 +273,19 @@ def _claimed(folder: Path, own: str = "") -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / f"launcher{own}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        path = folder / f"launcher{own}.lock"
+        lock = plain_files.regular(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}); output=FOLDER chooses another") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TakenError(
-                f"{folder}: another job runs there; wait for its end, or give this one name=OTHER"
-            ) from None
+            raise ownership.refusal(folder, ownership.read(path)) from None
+        # For whoever is refused; a full disk is no reason to refuse this one.
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(ownership.here()).encode(), 0)
         yield lock
     finally:
         os.close(lock)

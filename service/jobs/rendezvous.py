@@ -9,13 +9,16 @@ from datetime import timedelta
 from service.errors import ConfigError
 from service.jobs.nodes import PORT
 
-_STOPS = {signal.SIGINT, signal.SIGTERM}
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 # For this process's own connection to the store; it says nothing of the machines.
 _TIMEOUT_S = 30
 
 
 def serve(host: str | None, port: int = PORT, say: Callable[[str], object] = print) -> None:
     """Keep torch's store for rendezvous until SIGTERM or SIGINT comes; any number of jobs may meet there.
+
+    A script's background processes have SIGINT ignored, and that is to last: Ctrl-C there is for the jobs, which need
+    this place until they have ended.
 
     It holds who takes part, and nothing of the training. It listens on all addresses of this machine, without a
     password: it belongs into the jobs' own network.
@@ -28,8 +31,9 @@ def serve(host: str | None, port: int = PORT, say: Callable[[str], object] = pri
     Raises:
         ConfigError: the port is taken, or the host is not this machine.
     """
+    stops = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
     # Blocked in the store's threads as well, so that the wait below gets them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     from torch.distributed import DistError, TCPStore
 
     name = host or _own_address()
@@ -49,7 +53,7 @@ def serve(host: str | None, port: int = PORT, say: Callable[[str], object] = pri
         ) from None
     where = f"[{name}]:{store.port}" if ":" in name else f"{name}:{store.port}"
     say(f"rendezvous ready at {where}\non each machine: lorot train CONFIG --nnodes MIN:MAX --rdzv {where}")
-    signal.sigwait(_STOPS)
+    signal.sigwait(stops)
 
 
 def _own_address() -> str:

@@ -12,7 +12,7 @@ from service import config
 from service.config import TrainingConfig
 from service.errors import JobError, LorotError, StorageError, SucceededError, TakenError
 from service.run_folder import RunFolder
-from service.training import console, distributed
+from service.training import console, distributed, pulse
 from service.training.signals import Stopped
 
 _log = logging.getLogger(__name__)
@@ -61,6 +61,11 @@ def enter(
         terminal.flush()
         os._exit(code)
     return 0
+
+
+def note_meeting(folder: RunFolder) -> None:
+    """Write down where a machine that comes back belongs to; the main worker does, once the folder is its own."""
+    folder.note_meeting(os.environ["TORCHELASTIC_RUN_ID"] if pulse.VARIABLE in os.environ else "")
 
 
 def forget_earlier(folder: RunFolder) -> None:

@@ -1,5 +1,6 @@
 """A training job on one of its workers, from the first word with the others to the registered model."""
 
+import contextlib
 import os
 import signal
 import time
@@ -37,7 +38,6 @@ _DELIVERY_S = 3.0
 
 def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str] | None, signals: Signals) -> None:
     """Train as the job says, on this worker; raises LorotError, Stopped and whatever else goes wrong."""
-    began = time.time()
     signals.limit(
         job.worker_grace_s, lambda why, code: folder.report_error(JobError(f"{why}; nothing was begun", code))
     )
@@ -49,8 +49,26 @@ def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str]
         owner.take()
         entrance.forget_earlier(folder)
         folder.claim(resume)
+        entrance.note_meeting(folder)
 
     distributed.on_main(world, take)
+    # From here on: to index a data set may take the main worker longer than any operation that the others wait in.
+    with Watchdog(folder, world, job.timeout_s) as watchdog:
+        _train(job, folder, world, resume, terminal, signals, owner, watchdog)
+
+
+def _train(
+    job: TrainingConfig,
+    folder: RunFolder,
+    world: World,
+    resume: bool,
+    terminal: IO[str] | None,
+    signals: Signals,
+    owner: Ownership,
+    watchdog: Watchdog,
+) -> None:
+    """What `work` does in a folder that is its own; `watchdog` watches until the last step."""
+    began = time.time()
     if job.deterministic:
         torch.use_deterministic_algorithms(True)
     train_set, eval_set = feeding.open_splits(job, world)
@@ -68,7 +86,6 @@ def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str]
 
     meters = task.meters()
     earlier = found.facts.get("spent", {}) if found is not None else {}
-    watchdog = Watchdog(folder, world, job.timeout_s)
     display = console.Display(terminal, lengths.total, found.step if found is not None else 0)
     if taken:
         display.say(taken)
@@ -131,7 +148,9 @@ def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str]
             display.say(f"going on from step {first_step} of {lengths.total}")
         elif job.on_nonfinite == "rewind":
             keeper.save(0, {}, wait=True)
-        with watchdog:
+        with contextlib.ExitStack() as watched:
+            # What comes after the last step is not watched: it takes as long as it takes.
+            watched.push(watchdog)
             while True:
                 try:
                     metrics = fit(first_step)

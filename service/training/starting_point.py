@@ -156,7 +156,8 @@ def choose(folder: RunFolder, world: World) -> checkpoint.Checkpoint | None:
 def newest(folder: RunFolder, facts: Mapping[str, Any], model: nn.Module, world: World) -> checkpoint.Checkpoint | None:
     """What `choose` finds, if this job may go on from it; `restore` then does so.
 
-    A fact that it does not hold was not yet written down by the version that wrote it, and is taken to be the same.
+    A fact that it does not hold was not yet written down by the version that wrote it, and is taken to be the same:
+    the main worker's log says which.
 
     Args:
         model: as it was built, before an engine has it; not changed.
@@ -174,6 +175,8 @@ def newest(folder: RunFolder, facts: Mapping[str, Any], model: nn.Module, world:
         for name, value in facts.items()
         if name in found.facts and found.facts[name] != value
     ]
+    if world.is_main and (unknown := sorted(facts.keys() - found.facts.keys())):
+        _log.warning("%s: not known of this checkpoint, taken to be as now: %s", found.path, ", ".join(unknown))
     if differing:
         raise CheckpointError(
             f"{found.path}: the job has changed since, and would not be the same run:\n  "

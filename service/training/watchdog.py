@@ -60,6 +60,9 @@ class Watchdog:
     One that lost another, or waited too long for it, ends with a LostPeerError that tells of all workers. Of several
     machines it hears within seconds that one has vanished, whatever `timeout_s` is (`pulse`).
 
+    While the workers start, one of them may index a data set or fetch a model for hours. What ends that is no clock but
+    the silence of another worker: none of its lines for `timeout_s`.
+
     Args:
         folder: seen by all workers.
         timeout_s: without a step, a micro-batch or an evaluated batch. Up to the first batch of a loader, which all
@@ -75,8 +78,12 @@ class Watchdog:
         self._main = threading.get_ident()
         self._step, self._phase, self._since = 0, "starting", time.monotonic()
         self._waits_for_data = False
+        # Until the main thread says for the first time what it is about.
+        self._starting = True
         self._opening = True
         self._count = 0
+        # Of each worker its last count, and for how long it has been that; for the watching thread alone.
+        self._heard: dict[int, tuple[int, float]] = {}
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -92,7 +99,9 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Stop watching. Raises LostPeerError in place of what the loss of another worker has caused."""
+        """Stop watching, at the first exit. Raises LostPeerError in place of what the loss of another has caused."""
+        if self._over.is_set():
+            return
         with self._lock:
             self._over.set()
             faulthandler.cancel_dump_traceback_later()
@@ -113,6 +122,7 @@ class Watchdog:
     def note(self, phase: str) -> None:
         """The main thread goes on, and this is what it is about."""
         self._phase, self._since, self._waits_for_data = phase, time.monotonic(), False
+        self._starting = False
 
     def through(self, items: Iterator[_Item], waiting: str, working: str) -> Iterator[_Item]:
         """The same items; each is a sign of life. `waiting` is the phase before it comes, `working` the one after.
@@ -158,20 +168,39 @@ class Watchdog:
                 self._set_timer()
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._over.wait(self._every_s):
-            # In this order: the idle time of an opening may not meet the limit of what comes after it.
+            # In this order: the idle time of a start or an opening may not meet the limit of what comes after it.
+            starting = self._starting
             limit_s = self._limit_s()
-            idle_s = time.monotonic() - self._since
+            now = time.monotonic()
+            idle_s = now - self._since
+            # Time in which this process stood still itself tells nothing of the others.
+            passed_s, looked = min(now - looked, 2 * self._every_s), now
             with self._lock:
                 if self._over.is_set():
                     return
                 self._set_timer()
-            self._leave_sign(idle_s)
-            # A collective operation fails by itself; that error says more, unless nothing lets it come through.
-            spare_s = 0.0 if self._waits_for_data or self._world.size == 1 else 2 * self._every_s
-            if idle_s > limit_s + spare_s:
+            is_left = self._leave_sign(idle_s)
+            if starting:
+                # On a disk that takes nothing nobody can give a sign.
+                is_over = self._hears_nothing(passed_s if is_left else 0.0)
+            else:
+                # A collective operation fails by itself; that error says more, unless nothing lets it come through.
+                spare_s = 0.0 if self._waits_for_data or self._world.size == 1 else 2 * self._every_s
+                is_over = idle_s > limit_s + spare_s
+            if is_over:
                 self._give_up(idle_s)
                 return
+
+    def _hears_nothing(self, passed_s: float) -> bool:
+        """Whether another worker has left no sign for `timeout_s`; `passed_s`: the time since the last look."""
+        counts = {sign.rank: sign.count for sign in self._signs()}
+        for rank in set(range(self._world.size)) - {self._world.rank}:
+            known, silent_s = self._heard.get(rank, (0, 0.0))
+            count = counts.get(rank, known)
+            self._heard[rank] = (count, silent_s + passed_s if count == known else 0.0)
+        return any(silent_s > self._timeout_s for _, silent_s in self._heard.values())
 
     def _lost(self, what: str) -> None:
         """End this worker at once: others cannot be reached any more, by the word of `pulse`."""
@@ -245,13 +274,17 @@ class Watchdog:
                     found.append(Sign(**told))
         return found
 
-    def _leave_sign(self, idle_s: float) -> None:
+    def _leave_sign(self, idle_s: float) -> bool:
+        """Say that this worker lives; whether that could be written."""
         self._count += 1
         path = self._place / f"rank{self._world.rank}.json"
         beside = path.with_suffix(".writing")
-        with contextlib.suppress(OSError):
+        try:
             beside.write_text(json.dumps({"attempt": self._attempt, **asdict(self._own(idle_s))}))
             os.replace(beside, path)
+        except OSError:
+            return False
+        return True
 
     def _own(self, idle_s: float) -> Sign:
         frame = sys._current_frames().get(self._main)

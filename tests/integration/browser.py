@@ -1,8 +1,6 @@
 """Debian's Chromium, driven by playwright, and what it complains about."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +9,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.integration import debian
+from tests.integration.debian import RefusedError
 
 _ARGUMENTS = (
     "--no-sandbox",
@@ -22,7 +23,6 @@ _ARGUMENTS = (
 )
 PATIENCE_MS = 120_000
 _CHECKS = (Path(__file__).parent / "page_checks.js").read_text()
-_DEBIAN = Path("/etc/debian_version")
 
 
 def chromium() -> str:
@@ -30,13 +30,10 @@ def chromium() -> str:
     for name in ("chromium", "chromium-browser"):
         if found := shutil.which(name):
             return found
-    if os.geteuid() != 0 or not _DEBIAN.exists():
-        pytest.skip("no chromium, and it can be installed by root on Debian only: apt-get install chromium")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (("update",), ("install", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core")):
-        done = subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"chromium could not be installed: {done.stderr[-500:]}")
+    try:
+        debian.install({"chromium": "chromium"}, "fonts-dejavu-core")
+    except RefusedError as error:
+        pytest.skip(str(error))
     found = shutil.which("chromium")
     assert found, "apt-get has installed no chromium"
     return found

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.integration import debian
 from tests.integration import engine as engines
 from tests.integration.engine import ROOT, Engine
 from tests.integration.record_server import free_port
@@ -74,7 +75,7 @@ def program() -> list[str]:
     known = (["docker", "compose"], ["docker-compose"])
     if found := next((line for line in known if _works(line)), None):
         return found
-    engines.install({"docker-compose": "docker-compose"})
+    debian.install({"docker-compose": "docker-compose"})
     return ["docker-compose"]
 
 

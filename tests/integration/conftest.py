@@ -1,7 +1,8 @@
 """What several files of tests start once each: a Docker engine, a browser, a service with jobs to look at."""
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
 
     from tests.integration.engine import Engine
     from tests.integration.live_console import Console
+
+
+# Where everything is there that tests stand on, so that one that is left out would hide a fault: in CI.
+NO_SKIPS = "LOROT_NO_SKIPS"
+# It builds an image of 8 GB, and only runs where that is asked for.
+OPTIONAL = "LOROT_BUILD_WORKER"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With LOROT_NO_SKIPS a test that is left out has failed, but for the one that has to be asked for."""
+    report = yield
+    if os.environ.get(NO_SKIPS) and report.skipped and not hasattr(report, "wasxfail"):
+        assert isinstance(report.longrepr, tuple), "file, line and reason of a test that was left out"
+        if not report.longrepr[2].startswith(f"Skipped: {OPTIONAL}="):
+            report.outcome = "failed"
+            report.longrepr = f"{report.longrepr[2]}\n{NO_SKIPS} is set: nothing may be left out"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,10 +57,11 @@ def quick_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def engine() -> "Engine":
     from tests.integration import engine as engines
+    from tests.integration.debian import RefusedError
 
     try:
         return engines.running()
-    except engines.RefusedError as error:
+    except RefusedError as error:
         pytest.skip(f"no Docker engine: {error}")
 
 

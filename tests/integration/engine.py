@@ -27,6 +27,8 @@ from docker.errors import APIError, BuildError, DockerException, ImageNotFound
 
 import docker
 from service.jobs.settings import ServiceSettings
+from tests.integration import debian
+from tests.integration.debian import RefusedError
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "lorot-test-base"
@@ -43,10 +45,6 @@ LIBRARIES = (
 )
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _START_S = 60
-
-
-class RefusedError(RuntimeError):
-    """This machine cannot run an engine; why."""
 
 
 @dataclass
@@ -218,7 +216,7 @@ def own() -> Engine:
     """The tests' own engine, started; raises RefusedError."""
     if os.getuid() != 0:
         raise RefusedError("no engine at DOCKER_HOST, and only root can start one")
-    install()
+    debian.install(PROGRAMS, "tini", "iptables")
     folder = Path(tempfile.mkdtemp(prefix="lorot-engine-"))
     engine = Engine(f"unix://{folder}/docker.sock", folder)
     atexit.register(_end, engine)
@@ -250,22 +248,6 @@ def _end_shims(folder: Path) -> None:
                 process.kill()
 
 
-def install(programs: Mapping[str, str] = PROGRAMS) -> None:
-    """Install what is missing by apt, given each program's package; raises RefusedError where that is not possible."""
-    missing = [package for program, package in programs.items() if shutil.which(program) is None]
-    if not missing:
-        return
-    if os.getuid() != 0 or shutil.which("apt-get") is None:
-        raise RefusedError(f"{', '.join(missing)}: not installed, and only root can install Debian's packages")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *missing, "tini", "iptables"]):
-        done = subprocess.run(
-            ["apt-get", "-qq", *arguments], env=environment, capture_output=True, text=True, timeout=600
-        )
-        if done.returncode:
-            raise RefusedError(f"apt-get {' '.join(arguments)} failed: {done.stderr.strip()[-500:]}")
-
-
 @cache
 def base_archive() -> Path:
     """Debian with Python as a tar file, made once for this process (a minute); raises RefusedError.
@@ -274,7 +256,7 @@ def base_archive() -> Path:
     """
     if kept := os.environ.get("LOROT_BASE_ARCHIVE"):
         return Path(kept)
-    install()
+    debian.install(PROGRAMS, "tini", "iptables")
     folder = Path(tempfile.mkdtemp(prefix="lorot-base-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tree = folder / "tree"
@@ -356,4 +338,4 @@ def without_live_restore(engine: Engine) -> Iterator[None]:
         engine.start("--live-restore")
 
 
-__all__ = ["APIError", "Engine", "RefusedError", "base_archive", "running", "settings"]
+__all__ = ["APIError", "Engine", "base_archive", "running", "settings"]

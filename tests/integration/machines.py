@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.integration import debian
+from tests.integration.debian import RefusedError
+
 ROOT = Path(__file__).parents[2]
+PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux"}
 _numbers = itertools.count()
-
-
-class RefusedError(RuntimeError):
-    """This machine lets nobody make network namespaces; why."""
 
 
 @dataclass
@@ -92,7 +92,8 @@ class Network:
 
 @contextlib.contextmanager
 def network(count: int, folder: Path) -> Iterator[Network]:
-    """So many machines, connected; raises RefusedError where the kernel does not let this process make them."""
+    """So many machines, connected; raises RefusedError where there are no programs for that, or the kernel refuses."""
+    debian.install(PROGRAMS)
     tag = f"lorot-{os.getpid()}-{next(_numbers)}"
     hub = Machine(f"{tag}-hub", "10.77.0.1", f"{tag}-hub", folder)
     machines = [Machine(f"{tag}-{n}", f"10.77.0.{n}", hub.namespace, folder) for n in range(2, 2 + count)]

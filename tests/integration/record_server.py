@@ -17,8 +17,8 @@ import pytest
 
 from service import store
 from service.errors import TrackingError
-
-_PACKAGE = "postgresql"
+from tests.integration import debian
+from tests.integration.debian import RefusedError
 
 
 class PostgreSQL:
@@ -120,13 +120,12 @@ def _postgresql_programs() -> Path:
     """The folder of initdb and the rest; installed if it is missing, or the test is left out with the reason."""
     if (found := _installed()) is not None:
         return found
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip("PostgreSQL is not installed, and only root can install Debian's")
-    line = ["apt-get", "install", "-y", "--no-install-recommends", _PACKAGE]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    if (found := _installed()) is None:
-        pytest.skip(f"PostgreSQL is not installed and cannot be: {(done.stderr or done.stdout).strip()[-200:]}")
+    try:
+        debian.install({"initdb": "postgresql"})
+    except RefusedError as error:
+        pytest.skip(str(error))
+    found = _installed()
+    assert found is not None, "apt-get has installed no initdb"
     return found
 
 

@@ -14,7 +14,8 @@ import yaml
 
 from tests.integration import engine as engines
 from tests.integration.composition import Composition, program
-from tests.integration.engine import ROOT, Engine, RefusedError
+from tests.integration.debian import RefusedError
+from tests.integration.engine import ROOT, Engine
 from tests.integration.processes import await_
 from tests.integration.service_process import CONFIG, draw_demo, lorot
 

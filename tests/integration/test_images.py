@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.integration import composition
-from tests.integration.engine import ROOT, Engine, RefusedError
+from tests.integration.debian import RefusedError
+from tests.integration.engine import ROOT, Engine
 from tests.integration.service_process import CONFIG
 
 pytestmark = pytest.mark.integration

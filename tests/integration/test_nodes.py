@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machines import ROOT, Machine, Network, RefusedError, network
+from machines import ROOT, Machine, Network, network
 
 from service import tracking
 from service.errors import LostPeerError
 from tests.integration import sample_logs
+from tests.integration.debian import RefusedError
 from tests.integration.processes import await_
 
 pytestmark = pytest.mark.integration
@@ -155,8 +156,8 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     options = ["job.yaml", f"timeout_s={timeout_s}"]
     script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", *options]
     plain = first.run("bash", *script, ADDRESS=first.address, GLOO_SOCKET_IFNAME="eth0")
-    # The other may have saved by then, and left no word of how it was launched.
-    launched = join(second, where, f"timeout_s={timeout_s}", "--resume")
+    # The other may have saved by then; the name it meets by says that it is the same job.
+    launched = join(second, where, f"timeout_s={timeout_s}")
     await_steps(place, 1, 5, "both machines train", 300)
     cut = time.monotonic()
     second.set_link("down")

@@ -22,8 +22,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def serve(*arguments: str) -> subprocess.Popen[str]:
+    """Start it with SIGINT ignored, as a script's background processes have it."""
     line = [sys.executable, "-m", "service.cli", "rendezvous", "--host", "127.0.0.1", *arguments]
-    return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
 
 
 @pytest.fixture
@@ -37,10 +45,12 @@ def server() -> Iterator[tuple[subprocess.Popen[str], str]]:
     process.communicate()
 
 
-def test_the_rendezvous_keeps_what_guests_left_that_were_killed_and_ends_when_asked_to(
+def test_the_rendezvous_keeps_what_guests_left_that_were_killed_and_ends_when_it_alone_is_asked_to(
     server: tuple[subprocess.Popen[str], str],
 ) -> None:
     process, port = server
+    # Ctrl-C in the terminal of the script that started it.
+    process.send_signal(signal.SIGINT)
     for number in range(1, 4):
         guest = subprocess.run(
             [sys.executable, "-c", GUEST, port], env=ENVIRONMENT, capture_output=True, text=True, timeout=120

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from service import splits
+from service.run_folder import RunFolder
+from tests.integration import small_job
+from tests.integration.processes import await_
 from tests.service import small_model, small_scenes
 
 pytestmark = pytest.mark.integration
@@ -41,32 +45,48 @@ world = distributed.connect("cpu", timeout_s)
 config = small_scenes.job(root, root / "model")
 folder = RunFolder(config.folder)
 folder.make()
-task = detection.open_task(config, folder, world, *splits.load(config))
-torch.manual_seed(0)
-network = task.build().eval()
-dog = Watchdog(folder, world, timeout_s)
-with dog, task.open_eval() as loader:
-    batches = dog.through(iter(loader), "waiting", "evaluating")
-    found = task.evaluate(network, batches, lambda: False, dog.together)
+with Watchdog(folder, world, timeout_s) as dog:
+    task = detection.open_task(config, folder, world, *splits.load(config))
+    torch.manual_seed(0)
+    network = task.build().eval()
+    with task.open_eval() as loader:
+        batches = dog.through(iter(loader), "waiting", "evaluating")
+        found = task.evaluate(network, batches, lambda: False, dog.together)
 print(json.dumps(found), flush=True)
 distributed.disconnect()
 """
 
 
-def test_a_model_that_comes_slowly_and_scores_that_take_long_do_not_end_a_job(tmp_path: Path) -> None:
-    small_scenes.drawn(tmp_path / "scenes")
-    small_model.written(tmp_path / "model")
-    # Made by now, so that the workers come at nearly the same time.
-    splits.load(small_scenes.job(tmp_path, tmp_path / "model"))
+# Its main worker looks at the data for as long as it takes: until it is told to go on.
+INDEXING = """
+import sys, time
+from pathlib import Path
+from service import splits
+from service.training import worker
+
+load = splits.load
+
+def wait(job):
+    while not Path("go").exists():
+        time.sleep(0.1)
+    return load(job)
+
+splits.load = wait
+sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+def started(place: Path, *line: str) -> list[subprocess.Popen[str]]:
+    """Two workers without a torchrun, which would end the one when the other has ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     here |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/service'}"}
-    workers = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path)],
-            cwd=ROOT,
+            [sys.executable, "-c", *line],
+            cwd=place,
             env=os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,6 +94,34 @@ def test_a_model_that_comes_slowly_and_scores_that_take_long_do_not_end_a_job(tm
         )
         for rank in range(2)
     ]
+
+
+def test_a_worker_that_freezes_while_the_main_one_indexes_the_data_is_named_by_it(tmp_path: Path) -> None:
+    small_job.prepare(tmp_path)
+    folder = RunFolder(tmp_path / "runs" / "frozen")
+    main, other = started(tmp_path, INDEXING, "job.yaml", "name=frozen", "timeout_s=30")
+    try:
+        sign = folder.path / "workers" / "rank1.json"
+        await_(lambda: sign.exists() or main.poll() is not None, "the other one waits", 100)
+        other.send_signal(signal.SIGSTOP)
+        await_(lambda: main.poll() is not None, "the main one ends", 100)
+        told = folder.read("error.json")
+        assert (main.returncode, told["exit_code"]) == (8, 8), main.communicate()
+        assert told["message"].startswith("worker 0, after step 0: worker 1 stopped answering within timeout_s=30")
+        assert "worker 1: step 0, starting for " in told["message"]
+        assert "however_long" in told["message"]
+    finally:
+        for worker in (main, other):
+            worker.kill()
+            worker.communicate()
+
+
+def test_a_model_that_comes_slowly_and_scores_that_take_long_do_not_end_a_job(tmp_path: Path) -> None:
+    small_scenes.drawn(tmp_path / "scenes")
+    small_model.written(tmp_path / "model")
+    # Made by now, so that the workers come at nearly the same time.
+    splits.load(small_scenes.job(tmp_path, tmp_path / "model"))
+    workers = started(ROOT, PROGRAM, str(tmp_path))
     ended = [worker.communicate(timeout=600) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], ended
     first, second = (json.loads(said.splitlines()[-1]) for said, _ in ended)

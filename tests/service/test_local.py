@@ -260,14 +260,33 @@ def test_what_is_wrong_with_batch_data_or_tracking_is_told_before_anything_start
         local.run("job.yaml")
 
 
-def test_two_jobs_never_share_a_run_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start_another(*_: object) -> tuple[int, int]:
-        with pytest.raises(ConfigError, match="another job runs there"):
+def test_a_second_job_in_a_run_folder_is_told_which_process_of_which_machine_has_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = """
+        from service.jobs import local
+        local.tracking.ensure_ready = lambda *_: None
+        try:
             local.run("job.yaml")
+        except local.TakenError as error:
+            print(error)
+        """
+    said: list[str] = []
+
+    def start_another(*_: object) -> tuple[int, int]:
+        line = [sys.executable, "-c", textwrap.dedent(program)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+        said.append(done.stdout + done.stderr)
         return 0, 0
 
+    # Of an earlier job, with a longer number.
+    (here / "runs/job").mkdir(parents=True)
+    (here / "runs/job/launcher.lock").write_text('{"host": "a-machine-of-some-other-name", "pid": 4194304}')
     monkeypatch.setattr(local, "_supervise", start_another)
     local.run("job.yaml")
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    assert said == [f"runs/job: another job runs there ({who}); wait for its end, or give this one name=OTHER\n"]
 
 
 def test_a_folder_in_which_the_workers_of_a_plain_torchrun_write_is_refused(

@@ -1,14 +1,22 @@
 """One machine's part in a job of several: real torchrun at a real rendezvous, with a small stand-in for the worker."""
 
 import json
+import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
-from service.errors import ConfigError
+from service import ownership
+from service.errors import ConfigError, TakenError
 from service.jobs import local
+from service.ownership import Ownership
+from service.run_folder import RunFolder
+from service.training import entrance, pulse
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 name: job
@@ -17,9 +25,11 @@ micro_batch: 4
 data: {name: demo, root: drawn, size: 32, options: {train_count: 12, val_count: 10, size: 48}}
 tracking: {uri: "sqlite:///unused.db"}
 """
-# It says what it was given, and leaves a checkpoint as a worker does that is lost later.
+# It says what it was given, and leaves the job's name and a checkpoint as a worker does that is lost later.
 WORKER = """
-import json, pathlib, sys
+import json, os, pathlib, sys
+from service.run_folder import RunFolder
+RunFolder(pathlib.Path("runs/job")).note_meeting(os.environ["TORCHELASTIC_RUN_ID"])
 with open("given.jsonl", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 pathlib.Path("runs/job/checkpoints/step-00000001").mkdir(parents=True, exist_ok=True)
@@ -33,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "WORKER", "stand_in")
     monkeypatch.setattr(local.tracking, "ensure_ready", lambda *_: None)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
     return tmp_path
 
 
@@ -57,3 +67,67 @@ def test_a_machine_waits_for_the_rendezvous_and_one_that_comes_back_goes_on_with
     assert given == [["job.yaml", "--resume"]] * 2
     with pytest.raises(ConfigError, match="holds an earlier run"):
         local.run("job.yaml", run_id="another", say=say, **place)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def rendezvous() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+@pytest.fixture
+def first(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
+    """The folder of a job that runs on other machines, and meets as "first"; one of its workers has failed before."""
+    monkeypatch.setattr(ownership, "WATCH_S", 0.5)
+    folder = RunFolder(here / "runs/job")
+    folder.make()
+    owner = Ownership(folder.path)
+    owner.take()
+    folder.note_meeting("first")
+    folder.error.write_text('{"message": "of the first job"}')
+    yield folder
+    owner.release()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_job_of_another_name_is_refused_before_it_touches_anything_of_the_one_that_runs(
+    first: RunFolder, rendezvous: TCPStore, resume: bool
+) -> None:
+    with pytest.raises(TakenError, match=f"another job runs there \\(process {os.getpid()} on "):
+        local.run(
+            "job.yaml", run_id="second", workers=1, nnodes="1", rdzv=f"127.0.0.1:{rendezvous.port}", resume=resume
+        )
+    assert first.meeting == "first"
+    assert "of the first job" in first.error.read_text()
+    assert not Path("given.jsonl").exists()
+
+
+def test_a_machine_of_the_job_that_runs_joins_it(first: RunFolder, rendezvous: TCPStore) -> None:
+    local.run("job.yaml", run_id="first", workers=1, nnodes="1", rdzv=f"127.0.0.1:{rendezvous.port}")
+    assert Path("given.jsonl").exists()
+
+
+def test_a_machine_whose_fellow_takes_the_folder_in_that_moment_joins_it(
+    first: RunFolder, rendezvous: TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first.note_meeting("before")
+
+    def refuse(path: Path) -> bool:
+        first.note_meeting("first")
+        raise TakenError("another job runs there")
+
+    monkeypatch.setattr(ownership, "refuse_if_owned", refuse)
+    local.run("job.yaml", run_id="first", workers=1, nnodes="1", rdzv=f"127.0.0.1:{rendezvous.port}")
+    assert Path("given.jsonl").exists()
+
+
+def test_who_has_a_folder_writes_down_where_its_machines_meet_and_that_one_alone_meets_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "week")
+    monkeypatch.setenv(pulse.VARIABLE, "login1:29400")
+    entrance.note_meeting(folder)
+    assert folder.meeting == "week"
+    monkeypatch.delenv(pulse.VARIABLE)
+    entrance.note_meeting(folder)
+    assert folder.meeting == ""

@@ -69,6 +69,14 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
+def test_that_nobody_has_a_folder_says_something_only_of_one_that_was_taken(tmp_path: Path) -> None:
+    assert not ownership.refuse_if_owned(tmp_path)
+    mine = Ownership(tmp_path)
+    mine.take()
+    mine.release()
+    assert ownership.refuse_if_owned(tmp_path)
+
+
 def test_a_living_owner_is_named_and_a_killed_one_is_succeeded_without_watching_it(
     tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,8 +228,9 @@ def watch(patch: pytest.MonkeyPatch, folder: Path, is_alive: Callable[[], bool])
     def nap(seconds: float) -> None:
         nonlocal now
         now += seconds
-        before, deadline = ownership._read(folder).get("beat"), time.monotonic() + 120
-        while is_alive() and ownership._read(folder).get("beat") == before and time.monotonic() < deadline:
+        sign = folder / ownership.OWNER
+        before, deadline = ownership.read(sign).get("beat"), time.monotonic() + 120
+        while is_alive() and ownership.read(sign).get("beat") == before and time.monotonic() < deadline:
             time.sleep(0.01)
 
     patch.setattr(ownership, "time", SimpleNamespace(monotonic=lambda: now, time=time.time, sleep=nap))

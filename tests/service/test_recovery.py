@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_model import CARD, written
 
-from service import ownership, recovery, registry, store, tracking
+from service import holder, ownership, recovery, registry, store, tracking
 from service.cli import main
 from service.config import TrackingConfig
 from service.errors import ConfigError, JobError, TakenError, TrackingError
@@ -186,13 +186,59 @@ def test_a_run_that_was_resumed_elsewhere_is_not_marked_by_the_machine_it_left(p
     assert status(run_id) == "FINISHED"
 
 
-def test_another_machines_run_in_a_shared_folder_is_not_this_ones_to_end(place: str, tmp_path: Path) -> None:
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This is another machine than the one that runs were killed on."""
+    monkeypatch.setattr(holder, "_boot", lambda: "of another machine")
+    monkeypatch.setattr(Holder, "is_local", lambda self: False)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_another_machines_run_in_a_folder_that_nobody_takes_is_not_this_ones_to_end(place: str, tmp_path: Path) -> None:
+    run_id = killed_job(tmp_path / "job")
+    assert recovery.sync(tmp_path / "job").ended == ""
+    assert status(run_id) == "RUNNING"
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("foreign", [False, True])
+def test_another_machines_run_is_ended_once_its_sign_of_life_was_seen_to_stand_still(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool
+) -> None:
     folder = tmp_path / "job"
     run_id = killed_job(folder)
-    holder = RunFolder(folder).read("run.json")["holder"]
-    path = folder / "spool.jsonl"
-    for name in ("host", "boot"):
-        path.write_text(path.read_text().replace(f'"{holder[name]}"', '"elsewhere"'))
+    owner = ownership.Ownership(folder, "another machine")
+    owner.take()
+
+    def sync() -> recovery.Synced:
+        return recovery.sync_foreign(folder, place, run_id) if foreign else recovery.sync(folder)
+
+    with monkeypatch.context() as patch:
+        # It beats once a second; for a lock that is held one waits no longer than that.
+        patch.setattr(ownership, "WATCH_S", 60.0)
+        patch.setattr(ownership.Ownership, "_wait_for_lock", lambda self: False)
+        with pytest.raises(TakenError, match="another job runs there"):
+            sync()
+        assert status(run_id) == "RUNNING"
+    # Its machine loses its power: the lock is gone, and nobody has taken the sign away.
+    sign = (folder / ownership.OWNER).read_text()
+    owner.release()
+    (folder / ownership.OWNER).write_text(sign)
+    monkeypatch.setattr(ownership, "WATCH_S", 1.0)
+    assert sync().ended == run_id
+    assert status(run_id) == "FAILED"
+
+
+def test_a_run_whose_holder_can_be_seen_to_live_is_not_ended_though_nobody_has_its_folder(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between a worker's end and its next start by torchrun."""
+    folder = tmp_path / "job"
+    run_id = killed_job(folder)
+    owner = ownership.Ownership(folder)
+    owner.take()
+    owner.release()
+    monkeypatch.setattr(Holder, "is_alive", lambda self: True)
     assert recovery.sync(folder).ended == ""
     assert status(run_id) == "RUNNING"
 

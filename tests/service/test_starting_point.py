@@ -71,16 +71,20 @@ def test_the_block_counts_in_block_order_only(tmp_path: Path) -> None:
         resume(tmp_path, facts(tmp_path, "data.order=blocks"), facts(tmp_path, "data.order=blocks", "data.block=7"))
 
 
-def test_the_same_job_goes_on(tmp_path: Path) -> None:
+def test_the_same_job_goes_on_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = (f"data.augment={AUGMENT}", "data.sizes=[{size: 16, until: 20 steps}]", "data.repeats=2")
     found = resume(tmp_path, facts(tmp_path, *given), facts(tmp_path, *given))
     assert found is not None
     assert found.step == 7
+    assert caplog.messages == []
 
 
-def test_a_fact_that_an_older_version_did_not_write_down_is_not_compared(tmp_path: Path) -> None:
-    older = {name: value for name, value in facts(tmp_path).items() if not name.startswith("data.")}
+def test_a_fact_that_an_older_version_did_not_write_down_is_named_and_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = {name: value for name, value in facts(tmp_path).items() if name not in ("data.repeats", "data.augment")}
     assert resume(tmp_path, older, facts(tmp_path, "data.repeats=2")) is not None
+    assert caplog.messages[-1].endswith("not known of this checkpoint, taken to be as now: data.augment, data.repeats")
     with pytest.raises(CheckpointError, match="seed: 0 then, 1 now"):
         resume(tmp_path, older, facts(tmp_path, "seed=1"))
 

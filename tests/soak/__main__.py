@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.integration import sample_logs
-from tests.integration.machines import RefusedError
+from tests.integration.debian import RefusedError
 from tests.integration.processes import await_
 from tests.soak import checks
 from tests.soak.cluster import GLOBAL_BATCH, SAMPLES, Cluster, cluster, rate, steps_made
