@@ -16,6 +16,8 @@ from service.errors import ConfigError
 PORT = 29400
 # Machines of one job start at different times, and the rendezvous is one of them.
 _PATIENCE_S = 60.0
+# For the fewest machines to come.
+JOIN_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,26 @@ def await_rendezvous(nodes: Nodes, say: Callable[[str], object], patience_s: flo
                 f"`lorot rendezvous --port {nodes.port}` on that machine, and let its firewall pass the port"
             )
         time.sleep(0.5)
+
+
+class Patience:
+    """How long this machine waits at the rendezvous for the fewest machines, its torchrun without workers.
+
+    torchrun has a limit of its own, but closes the meeting for good with it: those who come later could not go on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since = time.monotonic()
+        self.is_over = False
+
+    def has_ended(self, torchrun: int) -> bool:
+        """Whether process `torchrun` has had no workers for so long; to be asked now and then."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(torchrun).children():
+                self._since = time.monotonic()
+        self.is_over = time.monotonic() - self._since > self._seconds
+        return self.is_over
 
 
 def workers_of_all(job: TrainingConfig, nodes: Nodes | None, workers: int) -> None:

@@ -14,13 +14,14 @@ from service.jobs.nodes import Nodes, interface_of
 
 WORKER = "service.training.worker"
 # Seconds. A machine is taken for lost after interval x attempt without a sign; machines that are too late for the last
-# call are taken in by a further round; a round waits for its fewest machines as long as `join`.
+# call are taken in by a further round; a round waits for its fewest machines as long as `join`: longer than
+# `nodes.Patience`, since torchrun then closes the meeting for good.
 _RENDEZVOUS = {
     "is_host": 0,
     "last_call_timeout": 5,
     "keep_alive_interval": 2,
     "keep_alive_max_attempt": 2,
-    "join_timeout": 600,
+    "join_timeout": 1_000_000,
     "read_timeout": 30,
 }
 # torchrun counts the loss of another machine against its limit of restarts; the launcher keeps a better account.

@@ -2,6 +2,7 @@
 
 import argparse
 import http.client
+import itertools
 import socket
 import struct
 import threading
@@ -51,7 +52,12 @@ HANG = Fault(hang=True)
 class FaultProxy:
     """Listens on a port of its own. `plan` is asked about every request and may be replaced at any time."""
 
-    def __init__(self, upstream_port: int, plan: Callable[[Request], Fault] = lambda request: PASS) -> None:
+    def __init__(
+        self,
+        upstream_port: int,
+        plan: Callable[[Request], Fault] = lambda request: PASS,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
         self.upstream_port = upstream_port
         self.plan = plan
         self.requests: list[tuple[Request, Fault]] = []
@@ -75,7 +81,7 @@ class FaultProxy:
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(address, Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -149,12 +155,21 @@ def _reset(handler: BaseHTTPRequestHandler) -> None:
 
 
 def main() -> None:
-    """A process of its own that delays every request, by `UPSTREAM_PORT DELAY_S`; prints its port."""
+    """A process of its own that delays every request, by `UPSTREAM_PORT DELAY_S`, or refuses it; prints its port."""
     parser = argparse.ArgumentParser()
     parser.add_argument("upstream_port", type=int)
     parser.add_argument("delay_s", type=float)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--status", type=int, nargs="+", default=[0], help="answered by turns; 0: the server is asked")
     given = parser.parse_args()
-    print(FaultProxy(given.upstream_port, lambda request: Fault(delay_s=given.delay_s)).port, flush=True)
+    turns = itertools.cycle(given.status)
+    proxy = FaultProxy(
+        given.upstream_port,
+        lambda request: Fault(delay_s=given.delay_s, status=next(turns)),
+        (given.host, given.port),
+    )
+    print(proxy.port, flush=True)
     threading.Event().wait()
 
 

@@ -14,6 +14,7 @@ from service import store
 from tests.integration import sample_logs
 
 STEPS = 40
+LOG_EVERY = 3
 CONFIG = """
 output: {root}/runs
 duration: {steps} steps
@@ -38,7 +39,7 @@ model: {{name: resnet_small, width: 8}}
 optimizer: {{lr: 0.05}}
 ema: {{decay: 0.9}}
 checkpoint: {{every: 4 steps}}
-tracking: {{uri: "sqlite:///{root}/mlflow.db", log_every: 3 steps, system_metrics: false}}
+tracking: {{uri: "sqlite:///{root}/mlflow.db", log_every: {every} steps, system_metrics: false}}
 registry: {{name: ""}}
 """
 # What the clock and the machine put into a record.
@@ -48,7 +49,7 @@ MEASURED = ("time_s", "train/images_per_s", "val/images_per_s", "train/data_wait
 def prepare(folder: Path) -> Path:
     """Put a configuration and an empty tracking database into `folder`."""
     store.ensure_ready(f"sqlite:///{folder}/mlflow.db")
-    (folder / "job.yaml").write_text(CONFIG.format(root=folder, steps=STEPS))
+    (folder / "job.yaml").write_text(CONFIG.format(root=folder, steps=STEPS, every=LOG_EVERY))
     return folder
 
 
@@ -64,8 +65,8 @@ def finish(root: Path, name: str, *arguments: str) -> None:
     assert job.returncode == 0, said
 
 
-def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
-    parts = sorted((root / "runs" / name / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"))
+def tensors(root: Path, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:
+    parts = sorted((root / "runs" / name / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
     assert {part.stem for part in parts} == {"ema", "optimizer", "weights"}
     return {f"{part.stem}/{key}": value for part in parts for key, value in load_file(part).items()}
 
@@ -81,3 +82,13 @@ def records(root: Path, name: str) -> list[dict[str, Any]]:
 def samples(root: Path, name: str) -> dict[int, list[tuple[int, ...]]]:
     """The micro-batches of each step, of all workers, by the latest attempt at it."""
     return sample_logs.by_step(root / "runs" / name)
+
+
+def same(root: Path, name: str, whole: str, context: str, step: int = STEPS) -> None:
+    """Assert that a run has left what another one did by their last step; `context` is said of a difference."""
+    expected, got = tensors(root, whole, step), tensors(root, name, step)
+    assert got.keys() == expected.keys(), context
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), f"{key}; {context}"
+    assert records(root, name) == records(root, whole), context
+    assert samples(root, name) == samples(root, whole), context

@@ -6,16 +6,19 @@ LOROT_ROUNDS says how many rounds (default 3), LOROT_SEED which kills: the seed 
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from tests.integration.processes import await_, family, workers
-from tests.integration.small_job import STEPS, finish, prepare, records, samples, start, tensors
+from tests.integration.sample_logs import lines_of
+from tests.integration.small_job import LOG_EVERY, STEPS, finish, prepare, records, same, samples, start
+from tests.soak.checks import tracked
 
 pytestmark = pytest.mark.integration
 
@@ -28,38 +31,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("exact"))
 
 
-def same(root: Path, name: str, whole: str, context: str) -> None:
-    expected, got = tensors(root, whole), tensors(root, name)
-    assert got.keys() == expected.keys(), context
-    for key, value in expected.items():
-        assert torch.equal(got[key], value), f"{key}; {context}"
-    assert records(root, name) == records(root, whole), context
-    assert samples(root, name) == samples(root, whole), context
-
-
 @pytest.fixture(scope="module")
 def whole(root: Path) -> str:
     finish(root, "whole")
     return "whole"
 
 
-def killed_until_done(root: Path, name: str, dice: random.Random, *overrides: str) -> list[str]:
-    """Start, kill something at some moment, start again, ...; the third or a later attempt is left alone."""
+# When the first two attempts of a round are disturbed, by turns.
+MOMENTS = (("training", "the end"), ("the start", "training"), ("the start", "the end"))
+
+
+def killed_until_done(root: Path, name: str, dice: random.Random, moments: Sequence[str], *overrides: str) -> list[str]:
+    """Start, kill something at some moment, start again, ...; the attempts after the last moment are left alone."""
     story: list[str] = []
-    folder = root / "runs" / name
     for attempt in range(20):
         job = start(root, name, *overrides, *(["--resume"] if attempt else []))
-        if attempt < 2:
-            # Not before it trains, mostly: of a start there is little to lose.
-            steps, wait_s = dice.randrange(1, STEPS - 6), dice.uniform(0.0, 0.4)
-            log = folder / "samples-rank0.jsonl"
-            before = log.read_text().count("\n") if log.exists() else 0
-            deadline = time.monotonic() + 240
-            while job.poll() is None and time.monotonic() < deadline:
-                if log.exists() and log.read_text().count("\n") - before >= max(1, steps // 2):
-                    break
-                time.sleep(0.02)
-            time.sleep(wait_s)
+        if attempt < len(moments):
+            when = until(moments[attempt], job, root / "runs" / name, dice)
             processes, ranks = family(job.pid), workers(job.pid)
             chosen = dice.choice(["worker 0", "worker 1", "launcher", "torchrun", "all"])
             victims = {
@@ -69,7 +57,7 @@ def killed_until_done(root: Path, name: str, dice: random.Random, *overrides: st
                 "worker 1": [ranks[1]] if 1 in ranks else [],
                 "all": processes,
             }[chosen]
-            story.append(f"{chosen} after {steps // 2} steps and {wait_s:.2f} s")
+            story.append(f"{chosen} {when}")
             for victim in victims:
                 kill(victim)
             job.communicate(timeout=240)
@@ -81,6 +69,24 @@ def killed_until_done(root: Path, name: str, dice: random.Random, *overrides: st
             return story
         story.append(f"exit code {job.returncode}: {said[-2000:]}")
     raise AssertionError(f"it never came to an end: {story}")
+
+
+def until(moment: str, job: "subprocess.Popen[str]", folder: Path, dice: random.Random) -> str:
+    """Wait for a moment of a job's life, unless it ends before; which it was."""
+    log, begun = folder / "log-rank1.txt", len(lines_of(folder, 0))
+    written = log.stat().st_size if log.exists() else 0
+    steps = dice.randrange(1, (STEPS - 6) // 2)
+    longest_s, is_there = {
+        # Imports, the process group, the data, the checkpoint, the first step.
+        "the start": (4.0, lambda: log.exists() and log.stat().st_size > written),
+        "training": (0.4, lambda: len(lines_of(folder, 0)) - begun >= steps),
+        # The last evaluation, the last checkpoint, registration.
+        "the end": (1.0, lambda: [line["step"] for line in lines_of(folder, 0)[begun:]][-1:] == [STEPS]),
+    }[moment]
+    await_(lambda: is_there() or job.poll() is not None, moment, 200)
+    wait_s = dice.uniform(0.0, longest_s)
+    time.sleep(wait_s)
+    return f"{wait_s:.2f} s after {f'{steps} steps' if moment == 'training' else moment}"
 
 
 def kill(process: psutil.Process) -> None:
@@ -95,8 +101,13 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(root: Path, whole: st
     dice = random.Random(SEED + number)
     name = f"killed-{number}"
     # By turns, since the state of ZeRO 1 lies in pieces.
-    story = killed_until_done(root, name, dice, f"zero_stage={number % 2}")
-    same(root, name, whole if number % 2 == 0 else partitioned(root), f"LOROT_SEED={SEED}, round {number}: {story}")
+    overrides = (f"zero_stage={number % 2}", f"registry.name={name}")
+    story = killed_until_done(root, name, dice, MOMENTS[number % len(MOMENTS)], *overrides)
+    context = f"LOROT_SEED={SEED}, round {number}: {story}"
+    print(context)
+    same(root, name, whole if number % 2 == 0 else partitioned(root), context)
+    # One finished run with each record once, and one version of the model.
+    assert tracked(f"sqlite:///{root}/mlflow.db", STEPS, root / "runs" / name, LOG_EVERY) == [], context
 
 
 def partitioned(root: Path) -> str:
@@ -106,33 +117,40 @@ def partitioned(root: Path) -> str:
     return "whole-zero1"
 
 
-def stopped_at_12(root: Path, name: str) -> tuple[int, str]:
-    """Start a job and stop it when its checkpoint of step 12 is there; its exit code, and what it said."""
-    job = start(root, name, "grace_s=120")
-    twelfth = root / "runs" / name / "checkpoints" / "step-00000012"
-    await_(lambda: twelfth.exists() or job.poll() is not None, "step 12", 240)
+def stopped_after(root: Path, name: str, step: int, *arguments: str) -> tuple[int, str]:
+    """Start a job and stop it when its checkpoint of a step is there; its exit code, and what it said."""
+    job = start(root, name, "grace_s=120", *arguments)
+    saved = root / "runs" / name / "checkpoints" / f"step-{step:08d}"
+    await_(lambda: saved.exists() or job.poll() is not None, f"step {step}", 240)
     job.send_signal(signal.SIGTERM)
     said, _ = job.communicate(timeout=300)
     return job.returncode, said
 
 
-def test_resumed_on_another_number_of_workers_it_sees_the_same_samples_and_the_losses_agree(
+def test_resumed_on_fewer_and_on_more_workers_it_sees_the_same_samples_and_the_losses_agree(
     root: Path, whole: str
 ) -> None:
+    """From two workers to one, and on to two."""
     # The job may end before the signal comes, where this process has to wait for its turn.
     for number in range(5):
-        name = f"shrunk-{number}"
-        code, said = stopped_at_12(root, name)
-        assert code in (0, 75), said
-        if code == 75:
+        name = f"resized-{number}"
+        ends = [stopped_after(root, name, 12)]
+        if ends[-1][0] == 75:
+            ends.append(stopped_after(root, name, 24, "--workers", "1", "--resume"))
+        assert all(code in (0, 75) for code, _ in ends), ends
+        if [code for code, _ in ends] == [75, 75]:
             break
-    assert code == 75, said
-    finish(root, name, "--workers", "1", "--resume")
+    assert [code for code, _ in ends] == [75, 75], ends
+    finish(root, name, "--resume")
+    folder = root / "runs" / name
     assert samples(root, name) == samples(root, whole)
     seen = Counter(sample for step in range(1, 13) for part in samples(root, name)[step] for sample in part)
     assert max(seen.values()) == 1, "12 steps of 16 lie within the first epoch of 203"
-    stopped = int(said.split("stopped after step ")[1].split(";")[0])
+    shrunk, grown = (int(said.split("stopped after step ")[1].split(";")[0]) for _, said in ends)
+    # Rank 1 took part in the first and the last stretch alone.
+    assert [line["step"] for line in lines_of(folder, 1)] == [*range(1, shrunk + 1), *range(grown + 1, STEPS + 1)]
     for expected, got in zip(records(root, whole), records(root, name), strict=True):
         assert got["step"] == expected["step"]
-        if got["step"] > stopped and "train/loss" in got:
-            assert got["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
+        if "train/loss" in got:
+            assert got["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3 if got["step"] > shrunk else 0)
+            assert got["train/lr"] == expected["train/lr"]

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.integration
 
 SAMPLES = 203
 GLOBAL_BATCH = 64
+SAVE_EVERY = 20
+# Seconds without training for any loss or return; of a busy machine half as many again as it took to start.
+PROMISED_S = 30
 JOB = f"""
 name: job
 output: runs
@@ -37,7 +40,7 @@ objective: {{name: multi_task}}
 model: {{name: resnet_small, width: 16}}
 optimizer: {{lr: 0.01}}
 schedule: {{warmup: 100 steps}}
-checkpoint: {{every: 20 steps}}
+checkpoint: {{every: {SAVE_EVERY} steps}}
 tracking: {{uri: "sqlite:///mlflow.db", log_every: 50 steps, system_metrics: false}}
 """
 # What a worker's log says last when it ends by an error.
@@ -61,13 +64,17 @@ def net(place: Path) -> Iterator[Network]:
         pytest.skip(str(error))
 
 
-def meet(net: Network) -> str:
-    """Start the rendezvous outside the machines; its HOST:PORT."""
-    net.hub.start("-m", "service.cli", "rendezvous", "--host", net.hub.address, "--port", "0")
-    await_(lambda: "ready at" in net.hub.said.read_text(), "the rendezvous is ready", 90)
-    found = re.search(r"ready at (\S+)", net.hub.said.read_text())
-    assert found
-    return found[1]
+def meet(net: Network, port: str = "0") -> tuple[subprocess.Popen[str], str]:
+    """Start the rendezvous outside the machines; it, and its HOST:PORT."""
+
+    def said() -> list[str]:
+        return re.findall(r"ready at (\S+)", net.hub.said.read_text())
+
+    line = ["-m", "service.cli", "rendezvous", "--host", net.hub.address, "--port", port]
+    earlier = len(said()) if net.hub.said.exists() else 0
+    process = net.hub.start(*line)
+    await_(lambda: len(said()) > earlier, "the rendezvous is ready", 90)
+    return process, said()[-1]
 
 
 def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> subprocess.Popen[str]:
@@ -94,40 +101,81 @@ def told(place: Path) -> str:
     return "\n".join(f"--- {path.name}\n{path.read_text()[-2500:]}" for path in logs)
 
 
+def saved(place: Path) -> int:
+    return sample_logs.newest_checkpoint(place / "runs/job")
+
+
+def went_on(place: Path, struck_ns: int, saved_before: int) -> None:
+    """Whoever trained first after a blow began behind the checkpoint that was there before it."""
+    last, first = sample_logs.around(place / "runs/job", struck_ns)
+    assert 0 < saved_before < first <= last + 1
+    # The newest one may have been on its way to the disk.
+    assert first > last - 2 * SAVE_EVERY
+
+
 def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
     place: Path, net: Network
 ) -> None:
-    """Three losses: the second machine, the one with the main worker, and a worker alone; both machines come back."""
-    where = meet(net)
+    """Three losses: the second machine, the one with the main worker, and a worker alone; both machines come back.
+
+    Then the rendezvous, and a stop of all: the same lines start them again, each time.
+    """
+    rendezvous, where = meet(net)
     first, second = net.machines
+    began = time.monotonic()
     jobs = {machine.address: join(machine, where) for machine in net.machines}
-    await_steps(place, 1, 25, "both machines train", 300)
-    lost, back = [], []
+    start_s = await_steps(place, 1, 25, "both machines train", 300) - began
+    await_(lambda: saved(place) > 0, "a checkpoint", 60)
+    lost, back, blows = [], [], []
 
     for machine in (second, first):
+        blows.append((time.time_ns(), saved(place)))
         died = machine.kill()
         jobs.pop(machine.address)
         # Whoever is left is rank 0.
         lost.append(await_steps(place, 0, 25, f"the others go on without {machine.address}") - died)
+        blows.append((time.time_ns(), saved(place)))
         returned = time.monotonic()
         jobs[machine.address] = join(machine, where)
         back.append(await_steps(place, 1, 25, f"{machine.address} is taken back") - returned)
 
     await_(lambda: len(second.workers()) == 1, "the second machine has its worker", 150, lambda: told(place))
     (worker,) = second.workers()
+    blows.append((time.time_ns(), saved(place)))
     died = time.monotonic()
     os.kill(worker, signal.SIGKILL)
     lost.append(await_steps(place, 1, 25, "the lost worker is started again") - died)
-
-    for job in jobs.values():
-        job.send_signal(signal.SIGTERM)
-    ends = [job.wait(timeout=120) for job in jobs.values()]
     said = "\n".join(
         f"{name}: {', '.join(f'{s:.1f} s' for s in times)}"
-        for name, times in (("from a death to the next step", lost), ("from a return to its first step", back))
+        for name, times in (
+            ("from the start to the first step", [start_s]),
+            ("from a death to the next step", lost),
+            ("from a return to its first step", back),
+        )
     )
     print(said)
-    assert ends == [75, 75], told(place)
+    for struck_ns, saved_before in blows:
+        went_on(place, struck_ns, saved_before)
+    assert max(lost + back) < max(PROMISED_S, 1.5 * start_s), said
+
+    struck_ns, saved_before = time.time_ns(), saved(place)
+    rendezvous.kill()
+    assert [job.wait(timeout=300) for job in jobs.values()] == [LostPeerError.exit_code] * 2, told(place)
+    assert all("the rendezvous cannot be reached any more" in machine.said.read_text() for machine in net.machines)
+    meet(net, where.rpartition(":")[2])
+    jobs = {machine.address: join(machine, where) for machine in net.machines}
+    await_steps(place, 1, 5, "the same lines go on at a new rendezvous")
+    went_on(place, struck_ns, saved_before)
+
+    struck_ns = time.time_ns()
+    for job in jobs.values():
+        job.send_signal(signal.SIGTERM)
+    assert [job.wait(timeout=120) for job in jobs.values()] == [75, 75], told(place)
+    for machine in net.machines:
+        join(machine, where)
+    await_steps(place, 1, 5, "the same lines go on after a stop of all")
+    last, next_one = sample_logs.around(place / "runs/job", struck_ns)
+    assert next_one == last + 1, "all steps before the stop were saved"
 
     seen = sample_logs.order(place / "runs/job")
     assert {len(ids) for ids in seen} == {GLOBAL_BATCH}
@@ -150,22 +198,26 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
 
     Within seconds, however long collective operations wait: no packet says that a machine is gone.
     """
-    where = meet(net)
+    _, where = meet(net)
     first, second = net.machines
     timeout_s = 900
+    began = time.monotonic()
     options = ["job.yaml", f"timeout_s={timeout_s}"]
     script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", *options]
     plain = first.run("bash", *script, ADDRESS=first.address, GLOO_SOCKET_IFNAME="eth0")
     # The other may have saved by then; the name it meets by says that it is the same job.
     launched = join(second, where, f"timeout_s={timeout_s}")
-    await_steps(place, 1, 5, "both machines train", 300)
+    start_s = await_steps(place, 1, 5, "both machines train", 300) - began
     cut = time.monotonic()
     second.set_link("down")
     log = place / "runs/job/log-rank0.txt"
     await_(lambda: END in log.read_text(), "worker 0 says so", 90, lambda: told(place))
     noticed_s = time.monotonic() - cut
     on_s = await_steps(place, 0, 25, "the reachable machine goes on") - cut
-    print(f"noticed after {noticed_s:.1f} s, the next step after {on_s:.1f} s")
+    times = f"noticed after {noticed_s:.1f} s, the next step after {on_s:.1f} s; the first one after {start_s:.1f} s"
+    print(times)
+    assert noticed_s < max(PROMISED_S, start_s), times
+    assert on_s < max(PROMISED_S, 1.5 * start_s), times
     said = log.read_text()
     assert "worker 0, after step " in said
     assert "machine 1 of the job has given no sign of life for 10 s" in said
@@ -173,6 +225,7 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     cut_off = (place / "runs/job/log-rank1.txt").read_text()
     assert END in cut_off
     assert f"the rendezvous at {where} has not answered for 10 s" in cut_off
+    assert all("Thread 0x" in one for one in (said, cut_off)), "what each thread was doing"
     # The machine that is cut off cannot reach the rendezvous either: nobody trains there on his own.
     assert second.workers() == []
     assert launched.poll() in (None, LostPeerError.exit_code)

@@ -10,7 +10,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from service import ownership
-from service.errors import ConfigError, TakenError
+from service.errors import ConfigError, JobError, TakenError
 from service.jobs import local
 from service.ownership import Ownership
 from service.run_folder import RunFolder
@@ -131,3 +131,18 @@ def test_who_has_a_folder_writes_down_where_its_machines_meet_and_that_one_alone
     monkeypatch.delenv(pulse.VARIABLE)
     entrance.note_meeting(folder)
     assert folder.meeting == ""
+
+
+def test_a_machine_that_no_other_joins_gives_up_and_leaves_the_meeting_open(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"workers": 1, "rdzv": f"127.0.0.1:{store.port}"}
+    # Long enough for torchrun to be waiting; sooner would prove less, and fail nothing.
+    monkeypatch.setattr(local.machines, "JOIN_S", 12.0)
+    with pytest.raises(JobError, match="too few machines came to the rendezvous within 12 s") as ended:
+        local.run("job.yaml", nnodes="2", **place)  # type: ignore[arg-type]
+    assert ended.value.exit_code == 8
+    assert not (here / "given.jsonl").exists()
+    local.run("job.yaml", nnodes="1", **place)  # type: ignore[arg-type]
+    assert (here / "given.jsonl").exists()

@@ -16,8 +16,8 @@ from pipelines import datasets, loading, pretext
 from pipelines.plan import View
 from service import config, registry, tracking
 from service.run_folder import RunFolder
+from tests.integration import stand_in_worker
 
-ROOT = Path(__file__).parents[2]
 STEPS = 60
 
 
@@ -94,13 +94,6 @@ def step(self, done, real=keeper.RunKeeper.step):
 signals.Signals._hear, keeper.RunKeeper.step = hear, step
 sys.exit(worker.main())
 """
-LAUNCHER = """
-import sys
-from service import cli
-from service.jobs import local
-local.WORKER = "waiting_worker"
-sys.exit(cli.main(sys.argv[1:]))
-"""
 
 
 def tensors(folder: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
@@ -110,16 +103,13 @@ def tensors(folder: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_stopped_at_a_step_and_resumed_ends_bit_identical(whole: Path, place: Path) -> None:
-    (place / "waiting_worker.py").write_text(WAITING)
-    line = [sys.executable, "-c", LAUNCHER, "train", str(place / "job.yaml"), "name=stopped"]
-    paths = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
-    job = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=paths)
+    job = stand_in_worker.start(place, WAITING, str(place / "job.yaml"), "name=stopped")
     stopped = place / "runs" / "stopped"
     deadline = time.monotonic() + 200
     while not (stopped / "checkpoints" / "step-00000010").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
-    _, said = job.communicate(timeout=120)
+    said, _ = job.communicate(timeout=120)
     assert job.returncode == 75, said
     last = max(int(path.name[5:]) for path in (stopped / "checkpoints").glob("step-*"))
     assert 10 <= last < STEPS

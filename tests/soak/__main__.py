@@ -20,7 +20,7 @@ from tests.integration import sample_logs
 from tests.integration.debian import RefusedError
 from tests.integration.processes import await_
 from tests.soak import checks
-from tests.soak.cluster import GLOBAL_BATCH, SAMPLES, Cluster, cluster, rate, steps_made
+from tests.soak.cluster import GLOBAL_BATCH, LOG_EVERY, SAMPLES, Cluster, cluster, last_step, rate
 from tests.soak.faults import FAULTS, Fault
 
 # Of the time, for steps: the rest is what faults are expected to cost.
@@ -68,7 +68,7 @@ def soak(made: Cluster, chosen: list[Fault], minutes: float, seed: int) -> int:
     dice = random.Random(seed)
     began = time.monotonic()
     made.begin("disturbed", total)
-    await_(lambda: steps_made(made.run) > 0, "both machines train", _PATIENCE_S, made.told)
+    await_(lambda: last_step(made.run) > 0, "both machines train", _PATIENCE_S, made.told)
     first_s = time.monotonic() - began
     deck: list[Fault] = []
     felt: dict[str, list[float]] = {fault.name: [] for fault in chosen}
@@ -135,7 +135,8 @@ def lost(made: Cluster, total: int) -> list[str]:
     summary = json.loads((made.run / "summary.json").read_text())
     if summary["images"] != total * GLOBAL_BATCH:
         found.append(f"the summary counts {summary['images']} images")
-    return found + checks.tracked(made.database, total, made.run)
+    found += checks.left_out(made.run, made.left_out)
+    return found + checks.tracked(made.database, total, made.run, LOG_EVERY)
 
 
 if __name__ == "__main__":

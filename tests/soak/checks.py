@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.integration.small_job import MEASURED
-from tests.soak.cluster import LOG_EVERY
 
 
 class Point(NamedTuple):
@@ -82,13 +81,26 @@ def steps(lines: Sequence[dict[str, Any]], total: int, every: int) -> list[str]:
     return [] if had == wanted else [f"training figures of steps {sorted(set(had) ^ set(wanted))[:5]} lost or repeated"]
 
 
+def left_out(run: Path, expected: Iterable[str]) -> list[str]:
+    """That left_out.json names these images of the evaluation, and none that is trained on."""
+    path = run / "left_out.json"
+    told = json.loads(path.read_text()) if path.exists() else {"train": [], "eval": []}
+    named = sorted(Path(line.partition(": ")[0]).name for line in told["eval"])
+    found = [f"images of training were left out: {told['train'][:3]}"] if told["train"] else []
+    return found + ([] if named == sorted(expected) else [f"left out of evaluations: {named}, not {sorted(expected)}"])
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def tracked(database: str, total: int, run: Path) -> list[str]:
-    """That the tracking server has the job as one finished run with its whole record and one registered model."""
+def tracked(database: str, total: int, run: Path, every: int) -> list[str]:
+    """That the tracking server has the job as one finished run with its whole record and one registered model.
+
+    Args:
+        every: steps from one record to the next.
+    """
     import mlflow
 
     api = mlflow.MlflowClient(database)
@@ -100,7 +112,7 @@ def tracked(database: str, total: int, run: Path) -> list[str]:
     if status != "FINISHED":
         found.append(f"the run is {status}")
     lines = read_lines(run / "metrics.jsonl")
-    found += steps(lines, total, LOG_EVERY)
+    found += steps(lines, total, every)
     names = sorted(api.get_run(own).data.metrics)
     history = ((name, [Point(p.step, p.value) for p in api.get_metric_history(own, name)]) for name in names)
     found += record(history, lines)

@@ -24,13 +24,15 @@ LOG_EVERY = 50
 TIMEOUT_S = 15
 PORT = 5000
 DISK_MB = 300
+# What a launcher says of it.
+_CLOSED = "needs another --run-id"
 # More than a line of the sample log.
 _LINE_BYTES = 1 << 14
 JOB = f"""
 name: job
 output: disk
 duration: {{steps}} steps
-evaluate_every: 1000 steps
+evaluate_every: 200 steps
 global_batch: {GLOBAL_BATCH}
 micro_batch: 8
 device: cpu
@@ -62,12 +64,16 @@ class Cluster:
     Attributes:
         folder: of everything. run: of the job.
         ends: how often launchers ended, by exit code.
+        options: overrides for the launchers that are started from now on.
+        left_out: images of the evaluation that were unreadable while such ones might be left out.
         is_limited: whether the run folder lies on a disk of its own, which can be filled.
     """
 
     def __init__(self, folder: Path, net: Network, is_limited: bool) -> None:
         self.folder, self.hub, self.machines, self.is_limited = folder, net.hub, net.machines, is_limited
         self.ends: Counter[int] = Counter()
+        self.options: list[str] = []
+        self.left_out: set[str] = set()
         self._name = ""
         self._held: set[str] = set()
         self._jobs: dict[str, subprocess.Popen[str]] = {}
@@ -75,12 +81,18 @@ class Cluster:
         self._closed = threading.Event()
         self._server: subprocess.Popen[str] | None = None
         self._where = ""
-        self._meeting = 1
+        self._meeting, self._is_closed = 1, False
+        self._told: dict[str, int] = {}
 
     @property
     def run(self) -> Path:
         """The job's folder."""
         return self.folder / "disk" / self._name
+
+    @property
+    def line(self) -> list[str]:
+        """What starts the job, or goes on with it, on one machine or as one of several."""
+        return ["-m", "service.cli", "train", "job.yaml", f"name={self._name}", "--resume"]
 
     @property
     def disk(self) -> Path:
@@ -104,10 +116,15 @@ class Cluster:
         return f"sqlite:///{self.folder / 'server.db'}"
 
     def start_server(self) -> None:
-        """Start it at its address, which is always the same."""
+        """Start the tracking server at its address, which is always the same."""
         line = ["-m", "mlflow", "server", "--host", self.hub.address, "--port", str(PORT), "--workers", "1"]
         line += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
         self._server = self.hub.start(*line, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+
+    def start_failing_server(self) -> None:
+        """Start one at the same address that answers all requests with errors of servers."""
+        line = ["-m", "tests.integration.fault_proxy", "0", "0", "--host", self.hub.address, "--port", str(PORT)]
+        self._server = self.hub.start(*line, "--status", "500", "503", "429")
 
     def signal_server(self, number: int) -> None:
         """Send all of the tracking server's processes a signal."""
@@ -143,7 +160,11 @@ class Cluster:
         """Whether the job has come to its end, and left its last word."""
         with self._lock:
             running = [job for job in self._jobs.values() if job.poll() is None]
-        return (self.run / "summary.json").exists() and not running
+        return self.has_ended() and not running
+
+    def has_ended(self) -> bool:
+        """Whether the job has left its last word."""
+        return (self.run / "summary.json").exists()
 
     def job_on(self, machine: Machine) -> "subprocess.Popen[str] | None":
         """The launcher there, if it runs."""
@@ -161,13 +182,17 @@ class Cluster:
         finally:
             self._held -= addresses
 
+    def evaluated(self) -> int:
+        """The last step whose evaluation is in the record."""
+        return last_step(self.run, "val/")
+
     def steps_begun(self) -> int:
         """Step attempts that workers of rank 0 have written down."""
         return len(lines_of(self.run, 0))
 
-    def latest(self) -> Moment:
-        """Where the job is, by the newest line of rank 0's samples; it is asked often, so only the end is read."""
-        path = self.run / "samples-rank0.jsonl"
+    def latest(self, rank: int = 0) -> Moment:
+        """Where the job is, by the newest line of a rank's samples; it is asked often, so only the end is read."""
+        path = self.run / f"samples-rank{rank}.jsonl"
         try:
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - _LINE_BYTES))
@@ -177,6 +202,11 @@ class Cluster:
             # None yet, or one that was cut short.
             return Moment(0, 0)
         return Moment(int(told["attempt"]), told["step"])
+
+    def is_complete(self) -> bool:
+        """Whether all machines train together, and none of them is on its way back."""
+        attempts = {self.latest(rank).attempt_ns for rank in range(len(self.machines))}
+        return len(attempts) == 1 and 0 not in attempts and all(machine.workers() for machine in self.machines)
 
     def checkpoints(self) -> list[Path]:
         """The newest first."""
@@ -202,15 +232,16 @@ class Cluster:
         if job is not None:
             self.ends[job.returncode] += 1
             del self._jobs[machine.address]
-            # A job that all machines have left is over at its rendezvous; it goes on there under another name.
-            if not self._jobs:
-                self._meeting += 1
-        if (self.run / "summary.json").exists() or machine.address in self._held or self._closed.is_set():
+            # torchrun closes the meeting for all if an error of its own ends it; as they are told, they take another.
+            self._is_closed |= _CLOSED in machine.said.read_text()[self._told[machine.address] :]
+            if self._is_closed and not self._jobs:
+                self._meeting, self._is_closed = self._meeting + 1, False
+        if self.has_ended() or machine.address in self._held or self._closed.is_set():
             return
-        where = ["--nnodes", "1:2", "--nproc", "1", "--rdzv", self._where, "--run-id", f"{self._name}-{self._meeting}"]
-        self._jobs[machine.address] = machine.start(
-            "-m", "service.cli", "train", "job.yaml", f"name={self._name}", "--resume", *where
-        )
+        where = ["--nnodes", "1:2", "--nproc", "1", "--rdzv", self._where]
+        where += ["--run-id", f"{self._name}-{self._meeting}"] if self._meeting > 1 else []
+        self._told[machine.address] = len(machine.said.read_text()) if machine.said.exists() else 0
+        self._jobs[machine.address] = machine.start(*self.line, *self.options, *where)
 
 
 @contextlib.contextmanager
@@ -233,19 +264,19 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def steps_made(run: Path) -> int:
-    """The last step whose figures are in the record."""
+def last_step(run: Path, figures: str = "train/") -> int:
+    """The last step whose figures of this kind are in the record."""
     path = run / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    return max((int(json.loads(line)["step"]) for line in lines if f'"{figures}' in line), default=0)
 
 
 def rate(made: Cluster, seconds: float) -> float:
     """Steps a second that the job makes undisturbed, measured between two of its records."""
-    await_(lambda: steps_made(made.run) > 2 * LOG_EVERY, "both machines train", 300, made.told)
-    first, began = steps_made(made.run), time.monotonic()
+    await_(lambda: last_step(made.run) > 2 * LOG_EVERY, "both machines train", 300, made.told)
+    first, began = last_step(made.run), time.monotonic()
     await_(lambda: time.monotonic() > began + seconds, "time passes", seconds + 60)
-    last = steps_made(made.run)
+    last = last_step(made.run)
     # To the next record, so that whole stretches between two of them are measured.
-    ended = await_(lambda: steps_made(made.run) > last, "a record", 120, made.told)
-    return (steps_made(made.run) - first) / (ended - began)
+    ended = await_(lambda: last_step(made.run) > last, "a record", 120, made.told)
+    return (last_step(made.run) - first) / (ended - began)

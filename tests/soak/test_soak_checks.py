@@ -1,5 +1,6 @@
 """The soak's own judges: what would be lost is found."""
 
+import json
 import re
 
 import numpy as np
@@ -72,3 +73,14 @@ def test_figures_that_were_never_written_are_found():
     assert "[100]" in checks.steps([LINES[0], LINES[2]], 120, 50)[0]
     assert "[120]" in checks.steps(LINES[:2], 120, 50)[0]
     assert checks.steps([*LINES, LINES[2]], 120, 50)
+
+
+def test_images_that_are_named_wrongly_or_not_at_all_as_left_out_are_found(tmp_path):
+    assert checks.left_out(tmp_path, []) == []
+    assert checks.left_out(tmp_path, ["7.jpg"]) == ["left out of evaluations: [], not ['7.jpg']"]
+    named = {"train": [], "eval": ["/data/val/7.jpg: cannot be decoded"]}
+    (tmp_path / "left_out.json").write_text(json.dumps(named))
+    assert checks.left_out(tmp_path, ["7.jpg"]) == []
+    assert checks.left_out(tmp_path, []) == ["left out of evaluations: ['7.jpg'], not []"]
+    (tmp_path / "left_out.json").write_text(json.dumps(named | {"train": ["/data/train/3.jpg: empty"]}))
+    assert "training were left out" in checks.left_out(tmp_path, ["7.jpg"])[0]
