@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from service import registration, store
+from service import artifact_places, registration, store
 from service.errors import LorotError, TrackingError
 from service.holder import Holder
 from service.naming import KEY_CHARS, TAG_CHARS, legal_text
@@ -37,14 +37,19 @@ class Delivery:
 
     Every record may be sent again: a request may have been served although its answer was lost.
 
+    Args:
+        roots: where artifacts may lie, see `service.artifact_places`; None: where this process was told that they may.
+
     Raises, when it is called:
         RefusedError: the server is well, knows the run, and will not take this record.
         BusyError: the server says when to come back.
         Exception: what MLflow and the network raise; try again later.
     """
 
-    def __init__(self, uri: str, run_id: str, folder: Path) -> None:
+    def __init__(self, uri: str, run_id: str, folder: Path, roots: artifact_places.Roots | None = None) -> None:
         self._uri = uri
+        # None once the place is known to be a good one, too.
+        self._roots = artifact_places.given() if roots is None else roots
         self._run_id = run_id
         self._folder = folder
         self._client = store.client(uri)
@@ -133,6 +138,7 @@ class Delivery:
             self._client.set_model_version_tag(name, str(version), key, value)
 
     def _artifact(self, path: str, subfolder: str | None, **_: Any) -> None:
+        self._refuse_foreign_place()
         local = self._folder / path
         if local.is_dir():
             self._client.log_artifacts(self._run_id, str(local), subfolder)
@@ -141,7 +147,19 @@ class Delivery:
         else:
             raise RefusedError(f"{local} has gone before it could be sent")
 
+    def _refuse_foreign_place(self) -> None:
+        """Raise RefusedError if the run keeps its artifacts where this process may not write."""
+        if self._roots is None:
+            return
+        try:
+            location = self._client.get_run(self._run_id).info.artifact_uri
+            artifact_places.refuse_foreign(location, self._uri, self._roots)
+        except artifact_places.PlaceError as error:
+            raise RefusedError(str(error)) from None
+        self._roots = None
+
     def _text(self, text: str, name: str, **_: Any) -> None:
+        self._refuse_foreign_place()
         self._client.log_text(self._run_id, text, name)
 
     def _status(
@@ -172,6 +190,7 @@ class Delivery:
 
     def _register(self, folder: str, name: str, metric: str, mode: str, **_: Any) -> None:
         """Register the run's model, and write its version into what the job left behind."""
+        self._refuse_foreign_place()
         try:
             version = registration.enter(self._client, self._folder / folder, name, self._run_id, metric, mode)
         except LorotError as error:

@@ -9,10 +9,12 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from service import holder, ownership, store
+from service.artifact_places import Roots
 from service.delivery import Delivery, StrictDelivery, take
 from service.errors import ConfigError, LorotError, StorageError, TrackingError
 from service.holder import Holder
@@ -66,10 +68,13 @@ def sync(folder: Path, uri: str | None = None) -> Synced:
     return Synced(folder, sent, ended)
 
 
-def sync_foreign(folder: Path, uri: str, run_id: str) -> Synced:
+def sync_foreign(folder: Path, uri: str, run_id: str, roots: Roots) -> Synced:
     """As `sync`, of a folder that foreign code could write to, and of this one run alone.
 
     What `lorot` would not have left there is logged and left out: records of other runs, links and what they lead to.
+
+    Args:
+        roots: where artifacts may lie, see `service.artifact_places`.
 
     Raises:
         TrackingError: the job is still running, or the server does not take the records.
@@ -96,7 +101,7 @@ def sync_foreign(folder: Path, uri: str, run_id: str) -> Synced:
                 continue
             if mark(spool, "FAILED", GONE, watched=watched):
                 ended = run_id
-            sent += _send(spool, folder, uri, StrictDelivery)
+            sent += _send(spool, folder, uri, partial(StrictDelivery, roots=roots))
         finally:
             spool.close()
     return Synced(folder, sent, ended)
@@ -239,7 +244,7 @@ def send_aside(folder: Path) -> None:
         threading.Thread(target=work, name="lorot-earlier-runs", daemon=True).start()
 
 
-def _send(spool: Spool, folder: Path, uri: str | None, kind: type[Delivery] = Delivery) -> int:
+def _send(spool: Spool, folder: Path, uri: str | None, kind: Callable[[str, str, Path], Delivery] = Delivery) -> int:
     header = spool.header()
     waiting = spool.waiting()
     if waiting:
@@ -257,6 +262,6 @@ def _address(header: Record, uri: str | None) -> str:
 
 
 def _delivery(
-    header: Record, folder: Path, uri: str | None, kind: type[Delivery] = Delivery
+    header: Record, folder: Path, uri: str | None, kind: Callable[[str, str, Path], Delivery] = Delivery
 ) -> Callable[[list[Record]], Any]:
     return kind(_address(header, uri), str(header.get("run_id")), folder)

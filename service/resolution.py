@@ -6,13 +6,11 @@ import os
 import re
 import shutil
 import tempfile
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service import bundle, store
+from service import artifact_places, bundle, store
 from service.bundle import Card
 from service.errors import CheckpointError
 
@@ -101,20 +99,20 @@ def _from_registry(uri: str, place: str) -> Resolved:
     if found is None:
         raise CheckpointError(_what_exists(api, uri, name, store.shown(place)))
     source = re.fullmatch(r"runs:/+([^/]+)/(.+)", found.source or "")
-    if source is None:
+    if source is None or _leads_elsewhere(source[2]):
         raise CheckpointError(
             f"{uri}: its source {found.source!r} is no run's artifact: not registered by this program"
         )
-    folder = _fetch(api, source[1], source[2], uri)
+    folder = _fetch(api, source[1], source[2], uri, place)
     return Resolved(folder, f"models:/{name}/{found.version}", name, int(found.version), found.run_id or source[1])
 
 
 def _from_run(uri: str, place: str) -> Resolved:
     match = re.fullmatch(r"runs:/+([0-9A-Za-z][0-9A-Za-z_-]{0,255})(?:/(.*?))?/*", uri)
     path = (match[2] if match else None) or ARTIFACT
-    if match is None or any(part.strip(".") == "" for part in path.split("/")):
+    if match is None or _leads_elsewhere(path):
         raise CheckpointError(f"{uri}: write runs:/RUN_ID or runs:/RUN_ID/PATH")
-    return Resolved(_fetch(store.client(place), match[1], path, uri), uri, run_id=match[1])
+    return Resolved(_fetch(store.client(place), match[1], path, uri, place), uri, run_id=match[1])
 
 
 def _what_exists(api: Any, uri: str, name: str, place: str) -> str:
@@ -130,15 +128,23 @@ def _what_exists(api: Any, uri: str, name: str, place: str) -> str:
     )
 
 
-def _fetch(api: Any, run_id: str, path: str, uri: str) -> Path:
+def _leads_elsewhere(path: str) -> bool:
+    return any(part.strip(".") == "" for part in path.split("/"))
+
+
+def _fetch(api: Any, run_id: str, path: str, uri: str, place: str) -> Path:
     run = None
     with store.passing_over("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         run = api.get_run(run_id)
     if run is None:
         raise CheckpointError(f"{uri}: there is no run {run_id}")
-    root = urllib.parse.urlsplit(run.info.artifact_uri)
-    if root.scheme in ("", "file"):
-        folder = Path(urllib.request.url2pathname(root.path)) / path
+    try:
+        artifact_places.refuse_foreign(f"{run.info.artifact_uri}/{path}", place, artifact_places.given())
+    except artifact_places.PlaceError as error:
+        raise CheckpointError(f"{uri}: {error}") from None
+    root = artifact_places.local_path(run.info.artifact_uri)
+    if root is not None:
+        folder = root / path
         if not (folder / bundle.CARD).is_file():
             raise CheckpointError(
                 f"{uri}: {folder} holds no {bundle.CARD}; was it deleted, or not registered from here?"

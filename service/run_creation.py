@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from service import provenance, store
+from service import artifact_places, provenance, store
 from service.errors import TrackingError
 
 # By this tag a run is found again whose creation was never answered.
@@ -113,6 +113,7 @@ def create(
     tags: Mapping[str, str] = MappingProxyType({}),
     key: str | None = None,
     rank: Rank = lambda tags: (False, False),
+    roots: artifact_places.Roots | None = None,
 ) -> Made:
     """As `create_run`, with further tags.
 
@@ -120,6 +121,11 @@ def create(
         key: one run in all for each such text, of letters, digits and `%-._~/`, however often it is asked for; None:
             a new run. Who asks at the same time as somebody else has to take turns with them.
         rank: see `sort_out`.
+        roots: where else artifacts may lie; None: wherever the experiment says.
+
+    Raises:
+        PlaceError: the experiment keeps artifacts where they may not be.
+        TrackingError: as `create_run`.
     """
     store.ensure_ready(uri)
     own = {"mlflow.source.name": "lorot", "mlflow.source.type": "LOCAL", _KEY: key or uuid.uuid4().hex}
@@ -127,11 +133,13 @@ def create(
         own["mlflow.user"] = getpass.getuser()
     if commit := provenance.code_version().get("git.commit"):
         own["mlflow.source.git.commit"] = commit
+    own = {**tags, **own}
     began = time.monotonic()
     for attempt in range(_ATTEMPTS):
         try:
             with store.explained(uri):
-                return _create_once(uri, experiment, name, {**tags, **own}, rank, keyed=bool(key), again=attempt > 0)
+                place = _experiment_id(uri, experiment, roots)
+                return _create_once(uri, place, name, own, rank, keyed=bool(key), again=attempt > 0)
         except store.UnreachableError:
             if attempt == _ATTEMPTS - 1 or time.monotonic() - began > _LONGEST_S:
                 raise
@@ -148,9 +156,8 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def _create_once(
-    uri: str, experiment: str, name: str, tags: dict[str, str], rank: Rank, *, keyed: bool, again: bool
+    uri: str, experiment_id: str, name: str, tags: dict[str, str], rank: Rank, *, keyed: bool, again: bool
 ) -> Made:
-    experiment_id = _experiment_id(uri, experiment)
     kept = sort_out(uri, tags[_KEY], rank).kept if again or keyed else None
     if kept is not None:
         # After a lost answer nobody knows who has made it; it is this question's own if the key is.
@@ -161,7 +168,7 @@ def _create_once(
     return Made(kept, experiment_id, tags[_KEY], is_new=not keyed or kept == own, is_alone=not again)
 
 
-def _experiment_id(uri: str, name: str) -> str:
+def _experiment_id(uri: str, name: str, roots: artifact_places.Roots | None) -> str:
     from mlflow.exceptions import MlflowException
 
     api = store.client(uri)
@@ -171,14 +178,18 @@ def _experiment_id(uri: str, name: str) -> str:
         # Beside a local database; a server knows its own place.
         place = None if path is None else (path.resolve().parent / "artifacts").as_uri()
         try:
-            return str(api.create_experiment(name, artifact_location=place))
+            api.create_experiment(name, artifact_location=place)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another job was a moment faster
                 raise
-            found = api.get_experiment_by_name(name)  # another job was a moment faster
+        found = api.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"tracking.experiment: {name!r} was deleted in {store.shown(uri)}; choose another name, or restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}`"
         )
+    try:
+        artifact_places.refuse_foreign(found.artifact_location, uri, roots)
+    except artifact_places.PlaceError as error:
+        raise artifact_places.PlaceError(f"experiment: {name!r} keeps {error}") from None
     return str(found.experiment_id)

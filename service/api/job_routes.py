@@ -141,6 +141,22 @@ def show(request: Request, who: Reader, job_id: JobId) -> dict[str, Any]:
 
 
 @router.get(
+    "/jobs/{job_id}/config",
+    operation_id="showConfig",
+    summary="Show a job's resolved configuration",
+    response_model=shapes.ConfigShape,
+    responses=faults(404, 503),
+)
+async def configuration(request: Request, who: Reader, job_id: JobId) -> dict[str, Any]:
+    """Every key with its value, as the job was checked when it was submitted. By that it starts, whatever the service's
+    defaults are by then.
+    """
+    questions: Questions = request.app.state.questions
+    desk = desk_of(request)
+    return {"config": await reading(request, lambda: shapes.finite(questions.configuration(desk, job_id)))}
+
+
+@router.get(
     "/jobs/{job_id}/metrics",
     operation_id="listMetrics",
     summary="List a job's metrics",

@@ -83,6 +83,11 @@ class Questions:
                 return within(LONG_S, lambda: desk.metrics(job.id))
         return self.ask(("history", job.id), lambda: desk.metrics(job.id))
 
+    def configuration(self, desk: Desk, job_id: str) -> dict[str, Any]:
+        """`desk.configuration`; raises UnknownJobError, TrackingError."""
+        job = desk.get(job_id)
+        return self.ask(("configuration", job.id), lambda: desk.configuration(job.id))
+
     def _keep(self, key: Any, value: Any, problem: str) -> None:
         now = time.monotonic()
         with self._lock:

@@ -134,6 +134,14 @@ class CheckShape(BaseModel):
     )
 
 
+class ConfigShape(BaseModel):
+    """What a job starts with."""
+
+    config: dict[str, Any] = Field(
+        description="with all defaults, as it was when the job was submitted; empty for a container"
+    )
+
+
 class QueueShape(BaseModel):
     """This machine's queue: what it has, what is taken, and whose turn it is."""
 

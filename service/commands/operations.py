@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from service.operations.deleted_runs import Deleted
     from service.operations.garbage import Findings, Item
 
 Settings = Annotated[
@@ -112,11 +113,12 @@ def gc(
 ) -> None:
     """Remove what ended jobs do not need any more: checkpoints, long logs, folders without a record, fetched models.
 
-    Never: anything of jobs that wait or run, what a job would go on from, artifacts, registered models.
+    Never: anything of jobs that wait or run, what a job would go on from, artifacts, registered models. With --dry-run
+    it also says what runs that were deleted in MLflow still keep of artifacts, and how MLflow removes that.
     """
-    from service import store
+    from service import artifact_places, store
     from service.jobs import settings_file
-    from service.operations import garbage
+    from service.operations import deleted_runs, garbage
     from service.operations.lookup import Lookup
 
     read = settings_file.load(settings, overrides or ())
@@ -127,12 +129,22 @@ def gc(
         drop_resumable=drop_resumable,
         log_bytes=round(log_mb * 1e6),
     )
-    lookup = Lookup(store.absolute(read.tracking_uri or store.default_uri()))
-    found = garbage.find(read, lookup.jobs(), rules, lookup.is_unknown)
+    uri = store.absolute(read.tracking_uri or store.default_uri())
+    lookup = Lookup(uri)
+    jobs = lookup.jobs()
+    found = garbage.find(read, jobs, rules, lookup.is_unknown)
     if dry_run:
         for item in found.items:
             _show(item)
         _sum_up(found, "would be freed; nothing was removed")
+        deleted = deleted_runs.find(
+            uri,
+            artifact_places.absolute(read.artifact_roots),
+            older_than_s=rules.older_than_s,
+            experiments=rules.experiments,
+            needed=garbage.named_by(job for job in jobs if not job.has_ended),
+        )
+        _tell_of(deleted, is_server=uri.startswith(("http://", "https://")))
         return
     problems = garbage.remove(found, lookup.has_ended, rules, say=_show)
     _sum_up(found, "freed" if not problems else "were to be freed")
@@ -157,6 +169,23 @@ def _sum_up(found: "Findings", what: str) -> None:
         typer.echo(f"note: {note}")
     things = "thing" if len(found.items) == 1 else "things"
     typer.echo(f"{len(found.items)} {things}, {found.num_bytes / 1e6:.3f} MB {what}")
+
+
+def _tell_of(deleted: "Deleted", *, is_server: bool) -> None:
+    for run in deleted.runs:
+        typer.echo(f"artifacts   {run.num_bytes / 1e6:12.3f} MB  {run.place}  (deleted run {run.id}, {run.name})")
+    for note in deleted.notes:
+        typer.echo(f"note: {note}")
+    if deleted.runs:
+        runs = "run keeps" if len(deleted.runs) == 1 else "runs keep"
+        typer.echo(
+            f"{len(deleted.runs)} deleted {runs} {deleted.num_bytes / 1e6:.3f} MB of artifacts; they are MLflow's"
+        )
+    if deleted.commands:
+        where = " (DATABASE: the tracking server's --backend-store-uri)" if is_server else ""
+        typer.echo(f"to remove them, with those runs and beyond recall{where}:")
+        for command in deleted.commands:
+            typer.echo(command)
 
 
 def _seconds(text: str) -> float:

@@ -1,13 +1,10 @@
 """What a job has cost so far, as far as it is known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from service.console.words import span
 from service.jobs.job import Job
-
-# What a worker or an operator's hook may have measured. It is shown if it is there, and never guessed.
-_ENERGY_J = ("train/energy_j", "system/energy_j")
 
 
 def seconds(job: Job, now_s: float) -> float:
@@ -19,10 +16,12 @@ def seconds(job: Job, now_s: float) -> float:
     )
 
 
-def rows(
-    job: Job, progress: Mapping[str, Any], history: Sequence[Mapping[str, float]], now_s: float
-) -> list[tuple[str, str]]:
-    """(what, how much). GPU-hours and core-hours are what was set aside for it: resources x nodes x time."""
+def rows(job: Job, progress: Mapping[str, Any], config: Mapping[str, Any], now_s: float) -> list[tuple[str, str]]:
+    """(what, how much). GPU-hours and core-hours are what was set aside for it: resources x nodes x time.
+
+    Args:
+        config: resolved; empty where it is not known.
+    """
     wall = seconds(job, now_s)
     if not wall:
         return []
@@ -33,18 +32,10 @@ def rows(
     if asked.gpus:
         found.append(("GPU-hours", f"{up_to}{_hours(wall * asked.gpus * most)}"))
     found.append(("Core-hours", f"{up_to}{_hours(wall * asked.cpus * most)}"))
-    images = progress.get("images") or _images(job, progress)
-    if images:
-        found.append(("Images trained on", f"{images:,.0f}"))
-    energy = next((row[key] for row in reversed(history) for key in _ENERGY_J if key in row), None)
-    if energy is not None:
-        found.append(("Energy", f"{energy / 3.6e6:,.3g} kWh"))
+    batch, step = config.get("global_batch"), progress.get("step")
+    if isinstance(batch, int) and step:
+        found.append(("Images trained on", f"{batch * step:,.0f}"))
     return found
-
-
-def _images(job: Job, progress: Mapping[str, Any]) -> float:
-    batch, step = job.spec.config.get("global_batch"), progress.get("step")
-    return batch * step if isinstance(batch, int) and isinstance(step, int | float) else 0
 
 
 def _hours(seconds_: float) -> str:

@@ -110,6 +110,7 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
     now_s = time.time()
     progress = _progress(desk, found)
     history = history_of(request, desk, found)
+    config = _config(request, desk, found)
     queue = desk.queue() if found.state == "queued" else {}
     shown_attempt = attempt or (found.attempt.number if found.attempt else None)
     files = _files(desk, found)
@@ -132,7 +133,7 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         latest=_latest(history),
         registered=request.app.state.shelf.made_by(found.id) if found.attempts else [],
         actions=[(name, *_ACTIONS[name]) for name in _allowed(found, identity)],
-        charts=curves.of_run(history, _num_pretext(found.spec.config), speed=True),
+        charts=curves.of_run(history, _num_pretext(config), speed=True),
         attempts=found.attempts,
         nodes=found.spec.most_nodes,
         log_node=node,
@@ -142,11 +143,11 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         log_url=f"{ours}/logs?{urlencode(choice)}",
         is_active=not found.has_ended and shown_attempt == (found.attempt.number if found.attempt else None),
         picture=f"{ours}/files/samples.png?at={files['samples.png']}" if "samples.png" in files else "",
-        costs=cost.rows(found, progress, history, now_s),
+        costs=cost.rows(found, progress, config, now_s),
         places=_places(found),
         mlflow=run_link(desk, found.experiment_id, found.id),
         files=[(name, f"{ours}/files/{name}") for name in _FILES if name in files],
-        texts=list(_texts(desk, found)),
+        texts=list(_texts(desk, found, config)),
     )
 
 
@@ -174,6 +175,14 @@ def history_of(request: Request, desk: Desk, found: Job) -> list[dict[str, float
         return questions.history(desk, found.id)
     except LorotError:
         return []
+
+
+def _config(request: Request, desk: Desk, found: Job) -> Mapping[str, Any]:
+    """A job's resolved configuration; as it was submitted where nobody says just now."""
+    questions: Questions = request.app.state.questions
+    with contextlib.suppress(LorotError):
+        return questions.configuration(desk, found.id) or found.spec.config
+    return found.spec.config
 
 
 def run_link(desk: Desk, experiment_id: str, run_id: str) -> str:
@@ -259,7 +268,7 @@ def _places(found: Job) -> list[tuple[str, str]]:
     return rows
 
 
-def _texts(desk: Desk, found: Job) -> Iterator[tuple[str, str]]:
+def _texts(desk: Desk, found: Job, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(title, text) of the configurations."""
     whole = None
     with contextlib.suppress(LorotError, OSError):
@@ -268,17 +277,23 @@ def _texts(desk: Desk, found: Job) -> Iterator[tuple[str, str]]:
             whole = file.read(_TEXT_BYTES).decode(errors="replace")
     if whole:
         yield "Resolved, as the worker gets it", whole
+    elif config:
+        yield "Resolved, as it will start", _yaml(config)
     spec = found.spec.model_dump(mode="json", exclude_defaults=True)
-    yield "As submitted", yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
+    yield "As submitted", _yaml(spec)
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
 
 
 def _amounts(queue: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, all, used) of this machine."""
     rows = []
-    for key, title in (("gpus", "GPUs"), ("cpus", "Cores")):
+    for key, title, unit in (("gpus", "GPUs", 1.0), ("cpus", "Cores", 1.0), ("memory", "Memory (GB)", 1e9)):
         found = queue[key]
         if found["all"]:
-            rows.append((title, f"{found['all']:g}", f"{found['used']:g}"))
+            rows.append((title, f"{found['all'] / unit:.4g}", f"{found['used'] / unit:.4g}"))
     return rows
 
 

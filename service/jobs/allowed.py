@@ -81,6 +81,11 @@ def _below_an_address(url: str, settings: ServiceSettings) -> None:
         )
 
 
+def is_elsewhere(text: str) -> bool:
+    """Whether it names data or a model that is no file of this machine."""
+    return text.startswith((*REMOTE, *_MODELS))
+
+
 def inside(text: str, settings: ServiceSettings, key: str, backend: str = "local") -> Path:
     """The path, absolute and without links; raises ConfigError if it lies outside of the roots."""
     roots = [root.absolute() for root in settings.data_roots]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from service.artifact_places import PlaceError
 from service.errors import BackendError, ConfigError, LorotError, StorageError, TrackingError
 from service.jobs import checking, keeping, orders
 from service.jobs.backends import Backend, Handle, Status
@@ -148,8 +149,7 @@ class Attempts:
             self._say(job_id, "", instead_of=_TOO_LARGE)
             return
         needs, has = checking.needs(self._record.get(job_id).spec), self._desk.capacity
-        asked = f"it needs {needs.gpus} GPUs and {needs.cpus:g} cores, and there are {has.gpus} and {has.cpus:g}"
-        self._say(job_id, f"{_TOO_LARGE}: {asked}")
+        self._say(job_id, f"{_TOO_LARGE}: it needs {needs}, and there are {has}")
 
     def leave(self, job_id: str) -> None:
         """End a job if its run was deleted in MLflow: stop what runs of it, and forget it.
@@ -195,7 +195,7 @@ class Attempts:
                 self._note_start(job, attempt, status)
                 return
         try:
-            resolved = {} if job.spec.kind == "container" else checking.resolve(job.spec, self._settings)
+            resolved = self._resolved(job)
             order = orders.order(job, attempt, self._settings, resolved, gpus_of(attempt))
             orders.prepare(order, self._settings, resolved)
             handle: Handle = backend.start(order)
@@ -219,6 +219,20 @@ class Attempts:
             self._end(job, attempt, status)
             return
         self._note_start(job, attempt, status)
+
+    def _resolved(self, job: Job) -> dict[str, Any]:
+        """What it starts with: what it was submitted with, whatever the defaults are by now; empty for a container.
+
+        Raises:
+            ConfigError: it may not be started any more.
+            TrackingError: the record does not answer.
+        """
+        if job.spec.kind == "container":
+            return {}
+        recorded = self._record.configuration(job.id)
+        if recorded is None:  # recorded by a version that kept none
+            return checking.resolve(job.spec, self._settings)
+        return checking.admitted(recorded, job.spec, self._settings)
 
     def _note_start(self, job: Job, attempt: Attempt, status: Status) -> None:
         seen = _seen(attempt, status)
@@ -302,6 +316,8 @@ class Attempts:
                 raise keeping.BusyError(str(error)) from error
             _log.warning("job %s: not all of it could be kept: %s", job.id, error)
             return f"not all that it left could be kept: {error}"
+        except PlaceError as error:
+            return f"what it left is not kept: {error}"
         return ""
 
     def _fail(self, job: Job, attempt: Attempt, reason: str) -> None:

@@ -10,9 +10,9 @@ from service.errors import ConfigError
 from service.jobs import allowed, orders
 from service.jobs.backends import Backend
 from service.jobs.job import Job
-from service.jobs.queue import Amount
+from service.jobs.queue import Amount, shown_bytes
 from service.jobs.settings import ServiceSettings
-from service.jobs.spec import JobSpec
+from service.jobs.spec import JobSpec, num_bytes
 
 # Of a job that is only looked at.
 _NO_ID = "0" * 32
@@ -54,18 +54,30 @@ def resolve(spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:
         given = _on_the_model(given, spec, settings)
     found = config.resolve_any(given, source="config")
     _check_workers(found, spec)
-    resolved = found.model_dump(mode="json")
     # Once more: a default may lie outside of the roots, too.
-    allowed.paths({"data": {"root": str(found.data.root)}}, settings, spec.backend)
-    root = str(found.data.root)
-    if "://" not in root:
-        resolved["data"]["root"] = str(allowed.inside(root, settings, "config.data.root", spec.backend))
-    return _with_absolute_paths(resolved, settings, spec.backend)
+    return admitted(found.model_dump(mode="json"), spec, settings)
+
+
+def admitted(resolved: dict[str, Any], spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:
+    """A resolved configuration with its files named without links, independently of the working folder.
+
+    Raises:
+        ConfigError: it names what jobs may not read, or not any more.
+    """
+    allowed.paths(resolved, settings, spec.backend)
+    data, model = {**resolved["data"]}, {**resolved["model"]}
+    for section, name, key in ((data, "data", "root"), (model, "model", "init_from"), (model, "model", "backbone")):
+        value = section.get(key)
+        if isinstance(value, str) and not allowed.is_elsewhere(value):
+            section[key] = str(allowed.inside(value, settings, f"config.{name}.{key}", spec.backend))
+    return {**resolved, "data": data, "model": model}
 
 
 def needs(spec: JobSpec) -> Amount:
     """What all nodes of a job take together."""
-    return Amount(spec.resources.gpus * spec.most_nodes, spec.resources.cpus * spec.most_nodes)
+    asked, nodes = spec.resources, spec.most_nodes
+    memory = num_bytes(asked.memory) if asked.memory is not None else 0
+    return Amount(asked.gpus * nodes, asked.cpus * nodes, memory * nodes)
 
 
 def _refuse_too_large(spec: JobSpec, capacity: Amount) -> None:
@@ -74,6 +86,11 @@ def _refuse_too_large(spec: JobSpec, capacity: Amount) -> None:
     if needed.gpus > capacity.gpus:
         raise ConfigError(
             f"resources.gpus: {needed.gpus} GPUs{nodes} never fit this machine, which has {capacity.gpus}"
+        )
+    if needed.memory > capacity.memory:
+        raise ConfigError(
+            f"resources.memory: {shown_bytes(needed.memory)}{nodes} never fit this machine, of which jobs may take "
+            f"{shown_bytes(capacity.memory)}"
         )
     if not needed.fits(capacity):
         raise ConfigError(
@@ -99,12 +116,3 @@ def _check_workers(found: TrainingConfig, spec: JobSpec) -> None:
     workers = spec.workers or found.workers or spec.resources.gpus
     if workers and spec.fewest_nodes == spec.most_nodes:
         config.accumulation_steps(found, workers * spec.most_nodes)
-
-
-def _with_absolute_paths(resolved: dict[str, Any], settings: ServiceSettings, backend: str) -> dict[str, Any]:
-    """The same with a model's files named independently of the working folder."""
-    for key in ("init_from", "backbone"):
-        value = resolved["model"].get(key)
-        if isinstance(value, str) and not value.startswith(("models:/", "runs:/")):
-            resolved["model"][key] = str(allowed.inside(value, settings, f"config.model.{key}", backend))
-    return resolved

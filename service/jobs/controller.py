@@ -6,8 +6,6 @@ goes on, and each change is made once it can be recorded. Where a backend is awa
 """
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
 import threading
@@ -16,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
-from service.errors import BackendError, LorotError, StorageError, TakenError, TrackingError, UnknownJobError
-from service.holder import Holder
-from service.jobs import attempts, checking, queue
+from service.errors import BackendError, LorotError, StorageError, TrackingError, UnknownJobError
+from service.jobs import attempts, checking, queue, service_lock
 from service.jobs.attempts import Attempts
 from service.jobs.backends import NAMES, Backend
 from service.jobs.desk import Desk
@@ -34,7 +31,7 @@ _STORAGE = "storage"
 _NUM_THREADS = 6
 # How long a round waits for the calls that it has begun; the rest are looked for in the next one.
 _PATIENCE_S = 5.0
-# Between two questions to a backend that did not answer, and to an MLflow that nothing was to be written to.
+# Between two questions to a backend that did not answer, and to an MLflow or a disk that nothing was to be written to.
 _PROBE_S, _ASK_S = 5.0, 15.0
 
 
@@ -67,7 +64,9 @@ class Controller:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._unreconciled = self._attempts.uncleared
         self._probed: dict[str, float] = {}
-        self._is_loaded, self._asked = False, time.monotonic()
+        self._is_loaded = False
+        # MLflow has just been read, or is about to be.
+        self._asked = {_MLFLOW: time.monotonic()}
         self._lock = -1
         self._stopping = threading.Event()
         self._stepping = threading.Lock()
@@ -98,7 +97,7 @@ class Controller:
 
     def open(self) -> None:
         """As `start`, without the thread: `step` is called by hand."""
-        self._take_lock()
+        self._lock = service_lock.take(self._desk.settings.state)
         enabled = [name for name in NAMES if getattr(self._desk.settings.backends, name).enabled]
         self._unreconciled.update(self._desk.backends(), enabled)
         self._is_ready()
@@ -156,12 +155,11 @@ class Controller:
             self._stopping.wait(pause_s)
 
     def _round(self) -> None:
-        is_due = time.monotonic() - self._asked >= _ASK_S
-        if not (is_due or _MLFLOW in self.problems) or self._is_well_at(_MLFLOW):
+        if not self._is_due(_MLFLOW) or self._is_well_at(_MLFLOW):
             with self._noting(_MLFLOW):
                 self._record.settle()
                 self._record.sort_out(self._stopping.is_set)
-        if _STORAGE in self.problems:
+        if self._is_due(_STORAGE):
             self._is_well_at(_STORAGE)
         self._probe()
         doubted = {job.id: job for job in self._record.doubted()}
@@ -262,11 +260,16 @@ class Controller:
             return job.spec.backend not in self.problems and self._is_well_at(job.spec.backend)
         return True
 
+    def _is_due(self, where: str) -> bool:
+        """Whether MLflow or the disk is to be asked now: it did not answer, or has not been asked for a while."""
+        asked = self._asked.get(where)
+        return where in self.problems or asked is None or time.monotonic() - asked >= _ASK_S
+
     def _is_well_at(self, where: str) -> bool:
         """Put a small question to MLflow, the disk or a backend; whether it was answered is noted in `problems`."""
+        self._asked[where] = time.monotonic()
         with self._noting(where):
             if where == _MLFLOW:
-                self._asked = time.monotonic()
                 self._record.ask()
             elif where == _STORAGE:
                 self._desk.try_storage()
@@ -369,31 +372,3 @@ class Controller:
             backend.cancel(attempt, {}, job.spec.grace_s)
         else:
             backend.remove(attempt, {})
-
-    def _take_lock(self) -> None:
-        state = self._desk.settings.state
-        try:
-            state.mkdir(parents=True, exist_ok=True)
-            path = state / "service.lock"
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StorageError(f"state: {state} cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            told = os.pread(lock, 4096, 0)
-            os.close(lock)
-            raise TakenError(f"{path}: another service works on this record{_who(told)}; stop it first") from None
-        except OSError:
-            _log.warning("%s: this file system has no locks; see to it that one service runs", path)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps(Holder.here().content()).encode(), 0)
-        self._lock = lock
-
-
-def _who(told: bytes) -> str:
-    with contextlib.suppress(ValueError, TypeError):
-        holder = Holder.read(json.loads(told))
-        if holder is not None:
-            return f" (process {holder.pid} on {holder.host})"
-    return ""

@@ -4,10 +4,11 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
-from service import run_creation, store
+from service import artifact_places, run_creation, store
 from service.errors import StateError, StorageError, TrackingError
 from service.jobs import job_tags, orders, runs
 from service.jobs.job import Job
@@ -16,13 +17,18 @@ from service.jobs.spec import JobSpec
 from service.run_creation import Made
 
 
-def make(settings: ServiceSettings, uri: str, spec: JobSpec, owner: str, key: str) -> tuple[Job, Made]:
-    """Make the run of a new job, or find the one of this key; raises TrackingError."""
+def make(
+    settings: ServiceSettings, uri: str, spec: JobSpec, resolved: Mapping[str, Any], owner: str, key: str
+) -> tuple[Job, Made]:
+    """Make the run of a new job, or find the one of this key; raises as `Record.create`."""
     now = time.time()
     draft = Job("", "", spec, "queued", owner, key, submitted_s=now, queued_s=now)
     run_key = job_tags.run_key(owner, key) if key else None
     experiment, tags = orders.experiment(spec, settings), job_tags.encode(draft)
-    made = run_creation.create(uri, experiment, spec.name, tags=tags, key=run_key, rank=job_tags.rank)
+    # From the first moment on, in the same request: what it starts with is what was checked, whenever that is.
+    tags |= job_tags.encode_config(resolved)
+    roots = artifact_places.absolute(settings.artifact_roots)
+    made = run_creation.create(uri, experiment, spec.name, tags=tags, key=run_key, rank=job_tags.rank, roots=roots)
     # What has none of this is known by its attempts, or is the earliest.
     with contextlib.suppress(TrackingError):
         run_creation.set_tags(uri, made.run_id, {job_tags.TOLD: "1"})

@@ -25,7 +25,7 @@ from service.jobs.queue import Amount, Entry
 from service.jobs.record import Record
 from service.jobs.runner import LOG
 from service.jobs.settings import ServiceSettings
-from service.jobs.spec import JobSpec
+from service.jobs.spec import JobSpec, num_bytes
 
 _MOST_OF_A_PAGE = 1000
 _SHORTEST_PREFIX = 6
@@ -68,9 +68,11 @@ class Desk:
     def capacity(self) -> Amount:
         """What this machine has for jobs."""
         if self._capacity is None:
-            gpus, cpus = self.settings.gpus, self.settings.cpus
+            gpus, cpus, memory = self.settings.gpus, self.settings.cpus, self.settings.memory
             self._capacity = Amount(
-                machine.gpus() if gpus is None else gpus, float(machine.cores() if cpus is None else cpus)
+                machine.gpus() if gpus is None else gpus,
+                float(machine.cores() if cpus is None else cpus),
+                machine.memory_bytes() if memory is None else num_bytes(memory),
             )
         return self._capacity
 
@@ -103,8 +105,20 @@ class Desk:
             StateError: the key has made a job of another spec.
             TrackingError: it could not be recorded; ask again, with a key lest there be two.
         """
-        self.check(spec)
-        return self.record.create(spec, owner=owner, key=key)
+        return self.record.create(spec, self.check(spec), owner=owner, key=key)
+
+    def configuration(self, job_id: str) -> dict[str, Any]:
+        """The resolved configuration that a job starts with; empty for a container, or if nobody knows it any more.
+
+        Raises:
+            UnknownJobError: there is no such job.
+            TrackingError: the record does not answer.
+        """
+        job = self.get(job_id)
+        if job.spec.kind == "container":
+            return {}
+        recorded = self.record.configuration(job.id)
+        return shown.configuration(orders.folder_of(self.settings, job.id)) if recorded is None else recorded
 
     def try_storage(self) -> None:
         """Write a little where jobs leave their results; raises StorageError."""
@@ -285,7 +299,9 @@ class Desk:
         return queue.in_order(self.entry(job) for job in jobs if job.state == "queued" and self.counts(job))
 
     def queue(self) -> dict[str, Any]:
-        """This machine's: {"gpus": {"all", "used"}, "cpus": {...}, "waiting": [ids in order], "running": [ids]}."""
+        """This machine's: {"gpus": {"all", "used"}, "cpus": {...}, "memory": {...}, "waiting": [ids in order],
+        "running": [ids]}; memory in bytes, of the jobs that name what they need.
+        """
         jobs = self.record.open_jobs()
         running = [job for job in jobs if job.state != "queued"]
         used = queue.total(self.entry(job) for job in running if self.counts(job))
@@ -294,6 +310,7 @@ class Desk:
         return {
             "gpus": {"all": here.gpus, "used": used.gpus},
             "cpus": {"all": here.cpus, "used": used.cpus},
+            "memory": {"all": here.memory, "used": used.memory},
             "waiting": [entry.id for entry in [*self.waiting(), *elsewhere]],
             "running": [job.id for job in sorted(running, key=lambda job: job.submitted_s)],
         }

@@ -1,5 +1,6 @@
 """A job as tags of its MLflow run, and back. Imports no torch."""
 
+import contextlib
 import json
 import math
 import urllib.parse
@@ -16,7 +17,7 @@ JOB = "lorot.job"
 KEY = "lorot.key"
 # Set once whoever has asked for the job was told of it.
 TOLD = f"{JOB}.told"
-_SPEC, _ATTEMPTS = f"{JOB}.spec", f"{JOB}.attempts"
+_SPEC, _ATTEMPTS, _CONFIG = f"{JOB}.spec", f"{JOB}.attempts", f"{JOB}.config"
 _KEY_CHARS = 200
 _NUM_ATTEMPTS = 50
 # A request of MLflow takes a hundred tags.
@@ -50,6 +51,29 @@ def encode(job: Job) -> dict[str, str]:
         **_pieces(_SPEC, json.dumps(spec, separators=(",", ":"))),
         **_pieces(_ATTEMPTS, json.dumps(attempts, separators=(",", ":"))),
     }
+
+
+def encode_config(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a resolved configuration; none of an empty one. They are set once: it never changes.
+
+    Raises:
+        ConfigError: it is too long for the record.
+    """
+    return _pieces(_CONFIG, json.dumps(resolved, separators=(",", ":"))) if resolved else {}
+
+
+def decode_config(tags: Mapping[str, str]) -> dict[str, Any] | None:
+    """The resolved configuration of a job; None if its tags hold none.
+
+    Raises:
+        ConfigError: somebody has changed them.
+    """
+    if not (text := _joined(_CONFIG, tags)):
+        return None
+    with contextlib.suppress(ValueError):
+        if isinstance(content := json.loads(text), dict):
+            return content
+    raise ConfigError(f"tag {_CONFIG} of the run holds no configuration any more; submit the job again")
 
 
 def decode(job_id: str, experiment_id: str, tags: Mapping[str, str]) -> Job:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from service import plain_files, recovery, store
+from service import artifact_places, plain_files, recovery, store
 from service.errors import LorotError
 from service.jobs import orders
 from service.jobs.job import Attempt, Job
@@ -40,7 +40,7 @@ def send_records(job: Job, settings: ServiceSettings, uri: str) -> None:
         return
     try:
         # Workers in containers know the server by another address.
-        recovery.sync_foreign(run, uri, job.id)
+        recovery.sync_foreign(run, uri, job.id, artifact_places.absolute(settings.artifact_roots))
     except store.UnreachableError:
         raise
     except (LorotError, OSError) as error:
@@ -52,6 +52,7 @@ def keep(job: Job, settings: ServiceSettings, record: Record) -> None:
 
     Raises:
         TrackingError: the server does not answer.
+        PlaceError: artifacts of this run may not be written.
         BusyError: it, or the store of artifacts, does not take them.
     """
     folder = orders.folder_of(settings, job.id)
@@ -62,7 +63,7 @@ def keep(job: Job, settings: ServiceSettings, record: Record) -> None:
         for path in outputs(job, folder / orders.OUTPUTS):
             below = path.parent.relative_to(folder).as_posix()
             record.upload(job.id, path, below)
-    except store.UnreachableError:
+    except (store.UnreachableError, artifact_places.PlaceError):
         raise
     # What a store of artifacts raises is its client library's.
     except Exception as error:

@@ -1,6 +1,7 @@
 """From a job to what a backend starts: its configuration file, its command, its variables. Imports no torch."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from service import plain_files, store
+from service import artifact_places, plain_files, store
 from service.errors import ConfigError, StorageError
 from service.jobs.backends import Order
 from service.jobs.job import Attempt, Job
@@ -87,7 +88,7 @@ def order(
         job=job,
         folder=folder,
         command=_command(job, attempt, where),
-        environment=_environment(job, attempt, where),
+        environment=_environment(job, attempt, where, settings),
         number=attempt.number,
         gpus=gpus,
     )
@@ -201,10 +202,13 @@ def _command(job: Job, attempt: Attempt, where: Places) -> tuple[str, ...]:
     return tuple(line)
 
 
-def _environment(job: Job, attempt: Attempt, where: Places) -> dict[str, str]:
+def _environment(job: Job, attempt: Attempt, where: Places, settings: ServiceSettings) -> dict[str, str]:
     ours = {"LOROT_RUN_ID": job.id, "LOROT_JOB_ATTEMPT": str(attempt.number), "LOROT_JOB_NAME": job.spec.name}
     if where.tracking_uri:
         ours["MLFLOW_TRACKING_URI"] = where.tracking_uri
+    if job.spec.backend == "local":
+        # It opens files as the service itself.
+        ours[artifact_places.VARIABLE] = json.dumps(artifact_places.absolute(settings.artifact_roots))
     return {**job.spec.environment, **ours}
 
 

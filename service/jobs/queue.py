@@ -20,17 +20,27 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Amount:
-    """Of what a machine has and a job takes."""
+    """Of what a machine has and a job takes.
+
+    Attributes:
+        memory: bytes; a job that names none takes none.
+    """
 
     gpus: int = 0
     cpus: float = 0.0
+    memory: int = 0
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(self.gpus + other.gpus, self.cpus + other.cpus)
+        return Amount(self.gpus + other.gpus, self.cpus + other.cpus, self.memory + other.memory)
+
+    def __str__(self) -> str:
+        memory = f" and {shown_bytes(self.memory)} of memory" if self.memory else ""
+        return f"{self.gpus} GPUs{',' if memory else ' and'} {self.cpus:g} cores{memory}"
 
     def fits(self, capacity: "Amount") -> bool:
         """Whether it is no more than `capacity`."""
-        return self.gpus <= capacity.gpus and self.cpus <= capacity.cpus + _ROUNDING
+        has_cpus = self.cpus <= capacity.cpus + _ROUNDING
+        return self.gpus <= capacity.gpus and has_cpus and self.memory <= capacity.memory
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,11 @@ class Entry:
     @property
     def place(self) -> tuple[float, str]:
         return self.since_s - WORTH_S * self.priority, self.id
+
+
+def shown_bytes(num_bytes: int) -> str:
+    """An amount of memory for people, as 64 GB."""
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes < 1e11 else f"{num_bytes / 1e9:.0f} GB"
 
 
 def total(entries: Iterable[Entry]) -> Amount:

@@ -13,14 +13,16 @@ import re
 import threading
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from service import run_creation, store
+from service import artifact_places, run_creation, store
 from service.errors import StateError, TrackingError, UnknownJobError
 from service.jobs import creation, job_tags, orders, runs
+from service.jobs.doubts import Doubts
 from service.jobs.job import STATUS, TRANSITIONS, Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
@@ -29,6 +31,7 @@ from service.jobs.twins import Twins
 _log = logging.getLogger(__name__)
 
 _NUM_LOCKS = 64
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _ID, _DIGITS = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]+")
 
 
@@ -46,7 +49,7 @@ class Record:
     def __init__(self, settings: ServiceSettings) -> None:
         self.uri = orders.tracking_uri(settings)
         self.listeners: list[Callable[[Job], None]] = []
-        self._settings = settings
+        self._settings, self._roots = settings, artifact_places.absolute(settings.artifact_roots)
         self._jobs: dict[str, Job] = {}
         self._order: list[tuple[float, str]] = []
         # The same as jobs, the newest first; made when it is asked for.
@@ -57,8 +60,7 @@ class Record:
         self._owed: set[str] = set()
         # Jobs with a write whose answer was lost: the names of the tags that it may have set.
         self._unsure: dict[str, set[str]] = {}
-        # Jobs that MLflow has refused something of.
-        self._doubted: set[str] = set()
+        self._doubts = Doubts()
         self._twins = Twins(self.uri)
         self.is_read_beside = False
         self._has_open = self._has_all = False
@@ -162,7 +164,7 @@ class Record:
         """
         if self._has_all and not self._twins.are_expected:
             return True
-        with self._doubting(job_id), store.explained(self.uri):
+        with self._doubts.of(job_id), store.explained(self.uri):
             key = store.client(self.uri).get_run(job_id).data.tags.get(job_tags.KEY, "")
         return not run_creation.is_key(key) or self._sorted(key).kept in (None, job_id)
 
@@ -177,23 +179,29 @@ class Record:
             self._take(runs.one(self.uri, found.kept))
         return found
 
-    def create(self, spec: JobSpec, *, owner: str = "", key: str = "") -> tuple[Job, bool]:
+    def create(
+        self, spec: JobSpec, resolved: Mapping[str, Any] = _NONE, *, owner: str = "", key: str = ""
+    ) -> tuple[Job, bool]:
         """A new job, and True; or the one that this owner's key has made before, and False.
 
+        Args:
+            resolved: the configuration that it is to start with; empty: none, or it is resolved then.
+
         Raises:
+            ConfigError: the record cannot hold it, or its experiment keeps artifacts where none may be kept.
             StateError: the key has made a job of another spec.
             TrackingError: the server does not answer; whether there is a job now, asking again with the key will tell.
         """
         self.load_open()
         if not key:
-            return self._make(spec, owner, "")
+            return self._make(spec, resolved, owner, "")
         if known := self._known(owner, key):
             return creation.same(known, spec), False
         # Two requests at once, be they another process's, are one after the other.
         with self._creating, creation.turn(self._settings):
             if known := self._known(owner, key):
                 return creation.same(known, spec), False
-            job, is_new = self._make(spec, owner, key)
+            job, is_new = self._make(spec, resolved, owner, key)
             return (job if is_new else creation.same(job, spec)), is_new
 
     def get(self, job_id: str) -> Job:
@@ -289,7 +297,7 @@ class Record:
     def doubted(self) -> list[Job]:
         """The jobs that MLflow has refused something of, since `is_deleted` last said no."""
         with self._lock:
-            return [self._jobs[job_id] for job_id in sorted(self._doubted) if job_id in self._jobs]
+            return [self._jobs[job_id] for job_id in self._doubts.ids() if job_id in self._jobs]
 
     def is_deleted(self, job_id: str) -> bool:
         """Whether somebody has deleted the job's run in MLflow; raises TrackingError.
@@ -299,8 +307,7 @@ class Record:
         with store.explained(self.uri), store.passing_over("RESOURCE_DOES_NOT_EXIST"):
             if store.client(self.uri).get_run(job_id).info.lifecycle_stage == "deleted":
                 return True
-        with self._lock:
-            self._doubted.discard(job_id)
+        self._doubts.clear(job_id)
         return False
 
     def drop(self, job_id: str) -> None:
@@ -313,20 +320,25 @@ class Record:
             self._order.remove((job.submitted_s, job_id))
             if self._keys.get((job.owner, job.key)) == job_id:
                 del self._keys[job.owner, job.key]
-            for noted in (self._open, self._owed, self._doubted):
+            for noted in (self._open, self._owed):
                 noted.discard(job_id)
+            self._doubts.clear(job_id)
             self._unsure.pop(job_id, None)
 
     def upload(self, job_id: str, path: Path, subfolder: str | None = None) -> None:
-        """Keep a file, or a folder's content, as an artifact of the job's run; raises TrackingError."""
+        """Keep a file, or a folder's content, as an artifact of the job's run; raises TrackingError, PlaceError."""
         with store.explained(self.uri):
             api = store.client(self.uri)
+            artifact_places.refuse_foreign(api.get_run(job_id).info.artifact_uri, self.uri, self._roots)
             (api.log_artifacts if path.is_dir() else api.log_artifact)(job_id, str(path), subfolder)
 
-    def log_text(self, job_id: str, text: str, name: str) -> None:
-        """Keep a text as the artifact `name`; raises TrackingError."""
-        with store.explained(self.uri):
-            store.client(self.uri).log_text(job_id, text, name)
+    def configuration(self, job_id: str) -> dict[str, Any] | None:
+        """What the job was resolved to when it was submitted; None: nothing was recorded. Raises TrackingError.
+
+        Asked for, and not kept: all jobs' together would take more memory than the jobs themselves.
+        """
+        with self._doubts.of(job_id), store.explained(self.uri):
+            return job_tags.decode_config(store.client(self.uri).get_run(job_id).data.tags)
 
     def _write(self, before: Job, after: Job) -> None:
         """Set the tags that differ; all of them where nobody knows what an earlier write has left."""
@@ -335,33 +347,21 @@ class Record:
         if job_id in self._unsure:
             tags = job_tags.everything(after, self._unsure[job_id] | tags.keys())
         try:
-            with self._doubting(job_id):
+            with self._doubts.of(job_id):
                 run_creation.set_tags(self.uri, job_id, tags)
         except BaseException:
             self._unsure.setdefault(job_id, set()).update(tags)
             raise
         self._unsure.pop(job_id, None)
 
-    @contextlib.contextmanager
-    def _doubting(self, job_id: str) -> Iterator[None]:
-        """Note the job if MLflow, which answers, refuses what is done inside."""
-        try:
-            yield
-        except store.UnreachableError:
-            raise
-        except TrackingError:
-            with self._lock:
-                self._doubted.add(job_id)
-            raise
-
     def _known(self, owner: str, key: str) -> Job | None:
         with self._lock:
             known = self._jobs.get(self._keys.get((owner, key), ""))
         return known if known and (known.attempts or self.is_sole(known.id)) else None
 
-    def _make(self, spec: JobSpec, owner: str, key: str) -> tuple[Job, bool]:
+    def _make(self, spec: JobSpec, resolved: Mapping[str, Any], owner: str, key: str) -> tuple[Job, bool]:
         with self._twins.making(job_tags.run_key(owner, key) if key else ""):
-            job, made = creation.make(self._settings, self.uri, spec, owner, key)
+            job, made = creation.make(self._settings, self.uri, spec, resolved, owner, key)
         self._twins.made(made.key, job.id, is_alone=made.is_alone)
         return self._added(job), made.is_new
 
@@ -383,7 +383,7 @@ class Record:
         """Let MLflow's status of the run say what the job's state does."""
         if job.id not in self._owed:
             return
-        with self._doubting(job.id), store.explained(self.uri):
+        with self._doubts.of(job.id), store.explained(self.uri):
             api = store.client(self.uri)
             if job.has_ended:
                 api.set_terminated(job.id, STATUS[job.state], int(1000 * (job.ended_s or time.time())))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from service.config_fields import Positive, Section
+from service.jobs.spec import Size
 
 # What an address of data begins with.
 REMOTE = ("s3://", "gs://", "http://", "https://")
@@ -114,8 +115,16 @@ class ServiceSettings(Section):
         None, description="the same server as containers reach it; default: tracking_uri"
     )
     experiment: str = Field("lorot", description="of jobs that name none")
+    artifact_roots: tuple[str, ...] = Field(
+        (),
+        description="folders of this machine, or beginnings of addresses, where artifacts may lie besides object "
+        "stores, the tracking server and the folder beside a sqlite database",
+    )
     gpus: int | None = Field(None, ge=0, description="of this machine, for local and docker jobs; default: all")
     cpus: Annotated[float | None, Positive] = Field(None, description="of this machine; default: all cores")
+    memory: Size | None = Field(
+        None, description="of this machine, as 60GB, for jobs that name what they need; default: all, or a container's"
+    )
     poll_s: float = Field(1.0, gt=0, le=60, description="between two looks at what runs")
     backends: BackendSettings = BackendSettings()
     limits: LimitSettings = LimitSettings()

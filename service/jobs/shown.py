@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
+
 from service import plain_files
 from service.errors import UnknownJobError
 from service.jobs.job import Job
@@ -58,6 +60,15 @@ def opened(folder: Path, name: str) -> BinaryIO:
         del found[name]
     known = ", ".join(sorted(found)) or "none yet"
     raise UnknownJobError(f"job {folder.name} has no file {name!r}; there are {known}")
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """What a job's job.yaml holds; empty if there is none, or it cannot be read."""
+    try:
+        content = yaml.safe_load(plain_files.text(folder, CONFIGURATION))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_plain(path: Path, folder: Path) -> bool:

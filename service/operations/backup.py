@@ -7,15 +7,16 @@ afterwards hold all of it, and at most something more. Nothing has to be stopped
 import os
 import tempfile
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from service import provenance, store
+from service import artifact_places, provenance, store
+from service.artifact_places import Roots
 from service.errors import ConfigError, StorageError, TrackingError
 from service.jobs.settings import ServiceSettings
 from service.operations import archive, database
@@ -90,7 +91,9 @@ def back_up(
             # Of the copy, where that can be asked: an experiment may have come since.
             known = database.locations(f"sqlite:///{dumped}" if kind == database.SQLITE else uri)
             facts["served"] = _is_served(settings, known)
-            facts |= _add_artifacts(writer, known, stored, with_artifacts, _omitted(settings, uri), say)
+            roots = artifact_places.absolute(settings.artifact_roots)
+            folder_of = partial(local_folder, uri=uri, roots=roots)
+            facts |= _add_artifacts(writer, known, stored, with_artifacts, _omitted(settings, uri), say, folder_of)
             if with_jobs and settings.results.is_dir():
                 say(f"job folders: {settings.results}")
                 writer.add_tree(settings.results, JOBS, wanted=lambda name: not name.startswith("."))
@@ -101,12 +104,17 @@ def back_up(
     return target
 
 
-def local_folder(location: str) -> Path | None:
-    """The folder of this machine that an artifact location names; None for a server's or an object store's."""
-    parts = urllib.parse.urlsplit(location)
-    if parts.scheme == "file":
-        return Path(urllib.request.url2pathname(parts.path))
-    return Path(location) if not parts.scheme and location.startswith("/") else None
+def local_folder(location: str, uri: str, roots: Roots) -> Path | None:
+    """The folder of this machine that an artifact location names; None for a server's or an object store's.
+
+    Raises:
+        PlaceError: whoever could speak to MLflow may have named it.
+    """
+    path = artifact_places.local_path(location)
+    if path is None or not path.is_absolute():
+        return None
+    artifact_places.refuse_foreign(location, uri, roots)
+    return path
 
 
 def _add_artifacts(
@@ -116,12 +124,17 @@ def _add_artifacts(
     wanted: bool,
     omit: set[Path],
     say: Callable[[str], object],
+    folder_of: Callable[[str], Path | None],
 ) -> dict[str, Any]:
     """Put them in; returns what the manifest says of it: by location the folder in the archive, and what is not in."""
     places: dict[str, str] = {}
     elsewhere = []
     for location in known:
-        own = local_folder(location)
+        own = None
+        try:
+            own = folder_of(location)
+        except artifact_places.PlaceError as error:
+            say(f"left out: {error}")
         if not wanted or own is None:
             elsewhere.append(location)
         elif own.is_dir():
@@ -208,6 +221,7 @@ def _portable(settings: ServiceSettings) -> Mapping[str, Any]:
             content[name] = str(path.resolve())
     for name in ("data_roots", "mounts"):
         content[name] = [str(path.resolve()) for path in getattr(settings, name)]
+    content["artifact_roots"] = list(artifact_places.absolute(settings.artifact_roots))
     for name in ("tracking_uri", "worker_tracking_uri"):
         uri = getattr(settings, name)
         if uri is None or urllib.parse.urlsplit(uri).password:

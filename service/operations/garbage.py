@@ -103,7 +103,7 @@ def find(
     now_s = time.time() if now_s is None else now_s
     found = Findings()
     results = settings.results.resolve()
-    needed = _named_by(job for job in jobs if not job.has_ended)
+    needed = named_by(job for job in jobs if not job.has_ended)
     for job in sorted(jobs, key=lambda job: job.id):
         age_s = now_s - job.ended_s
         experiment = job.spec.experiment or settings.experiment
@@ -241,7 +241,7 @@ def _is_worked_in(results: Path, job: str, now_s: float | None = None) -> bool:
     return any(checkpoints.is_held(results, (job, run), now_s) for run in runs) or checkpoints.is_run(results, job)
 
 
-def _named_by(jobs: Iterable[Job]) -> set[str]:
+def named_by(jobs: Iterable[Job]) -> set[str]:
     """Every run id that these jobs' specs hold: weights to start from may lie in another job's folder."""
     return {own for job in jobs for own in _ID.findall(json.dumps(job.spec.model_dump(mode="json")))}
 

@@ -255,6 +255,9 @@ def _places(reader: Reader, before: ServiceSettings, folder: Path, uri: str) -> 
         # Else they are where they were, if this is that machine.
         found["results"] = str(folder / backup.JOBS)
     facts = reader.manifest.facts
+    if facts["artifacts"] and store.sqlite_path(uri) is None:
+        # Beside a sqlite database they need no mention.
+        found["artifact_roots"] = [*before.artifact_roots, str(folder / backup.ARTIFACTS)]
     # Archives of before there was "served": only a server has a folder of its own in them.
     served = facts.get("served", bool(facts.get("server_artifacts")) and not facts.get("server_location"))
     if before.tracking_uri is None and served:

@@ -11,10 +11,15 @@ import torch
 from record_server import Server
 
 from pipelines.plan import View
-from service import bundle, models, recovery, registry, tracking
+from service import bundle, models, recovery, registry, store, tracking
+from service.artifact_places import PlaceError
 from service.config import ModelConfig, TrackingConfig
-from service.errors import CheckpointError, TrackingError
-from service.spool import Sender
+from service.delivery import StrictDelivery
+from service.errors import CheckpointError, ConfigError, TrackingError
+from service.jobs.desk import Desk
+from service.spool import RefusedError, Sender
+from tests.service.job_specs import settings, spec
+from tests.service.memory_backend import MemoryBackend
 
 pytestmark = pytest.mark.integration
 
@@ -154,3 +159,29 @@ def test_models_are_registered_and_found_over_http(server: Server, tmp_path: Pat
     server.kill()
     with pytest.raises(TrackingError, match="does not answer"):
         registry.load("models:/demo@best", server.uri)
+
+
+def test_a_job_s_experiment_that_leads_to_the_services_files_is_refused_and_nothing_is_written_there(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As a job can, which reaches MLflow without a password.
+    theirs = store.client(server.uri)
+    trap = theirs.create_experiment(f"trap-{tmp_path.name}", artifact_location=(tmp_path / "outside").as_uri())
+    own = settings(tmp_path, tracking_uri=server.uri)
+    desk = Desk(own, backends={"local": MemoryBackend()})
+    with pytest.raises(ConfigError, match=r"^experiment: 'trap-.*' keeps artifacts at file:///.*artifact_roots"):
+        desk.submit(spec(experiment=f"trap-{tmp_path.name}"))
+    assert theirs.search_runs([trap]) == []
+    job, _ = desk.submit(spec(experiment=f"sound-{tmp_path.name}"))
+    # A run that they make themselves, and say is a job.
+    forged = theirs.create_run(trap, tags=theirs.get_run(job.id).data.tags | {"lorot.key": "other"}).info.run_id
+    (tmp_path / "output.txt").write_text("attacker-named")
+    with pytest.raises(PlaceError):
+        desk.record.upload(forged, tmp_path / "output.txt")
+    with pytest.raises(RefusedError):
+        StrictDelivery(server.uri, forged, tmp_path, ())([{"op": "artifact", "path": "output.txt", "time_ms": 1}])
+    assert not (tmp_path / "outside").exists()
+    # Through the server itself they go as ever.
+    desk.record.upload(job.id, tmp_path / "output.txt", "below")
+    assert [entry.path for entry in theirs.list_artifacts(job.id, "below")] == ["below/output.txt"]

@@ -34,5 +34,6 @@ def with_config(key: str, value: Any) -> JobSpec:
 
 def settings(folder: Path, **fields: Any) -> ServiceSettings:
     own: dict[str, Any] = {"state": folder / "state", "results": folder / "jobs", "gpus": 4, "cpus": 8.0}
+    own["memory"] = "64GB"
     own |= {"worker_tracking_uri": "http://inside:5000"}
     return ServiceSettings(**{**own, "data_roots": (folder / "data",), **fields})

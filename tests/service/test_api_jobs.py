@@ -11,6 +11,7 @@ from service.api import faults
 from service.errors import BackendError, ConfigError, StateError, TrackingError, UnknownJobError
 from service.jobs import orders
 from tests.service.api_shelf import Served, served, spec
+from tests.service.job_specs import CONFIG
 
 
 @pytest.fixture
@@ -42,6 +43,15 @@ def test_a_submitted_job_is_queued_shown_and_listed(here: Served) -> None:
     assert [one["id"] for one in here.client.get("/v1/jobs").json()["jobs"]] == [job["id"]]
     # And it is a run of MLflow, which another desk finds.
     assert here.desk.record.get(job["id"]).spec.name == "first"
+
+
+def test_a_job_tells_the_configuration_that_it_was_resolved_to(here: Served) -> None:
+    training = {"kind": "train", "config": CONFIG}
+    job = here.client.post("/v1/jobs", json={"spec": training}).json()
+    config = here.client.get(f"/v1/jobs/{job['id'][:8]}/config").json()["config"]
+    assert config == here.client.post("/v1/check", json={"spec": training}).json()["config"]
+    assert config["optimizer"]["momentum"] == 0.9
+    assert "no job" in refusal(here.client.get(f"/v1/jobs/{'0' * 32}/config"), 404, "UnknownJobError")
 
 
 def test_the_same_key_makes_one_job_however_it_is_sent(here: Served) -> None:

@@ -136,12 +136,17 @@ def test_a_job_shows_curves_numbers_cost_log_and_pictures(here: Service) -> None
     assert len(pictures) == 1
     assert here.client.get(pictures[0]).headers["content-type"] == "image/png"
     assert page.all("body")[0]["data-refresh"] == "2"
-    assert "Energy" not in page.shown
+    # Of the whole batch that nobody has named.
+    config = here.desk.configuration(job_id)
+    assert f"{config['global_batch'] * 150:,}" in page.shown
 
 
 def test_a_job_that_waits_says_which_turn_it_has_and_one_that_ended_why(here: Service) -> None:
     first, second = here.submit(), here.submit()
-    assert "waits for its turn: number 2 of 2" in get(here, f"/jobs/{second.id}").shown
+    waiting = get(here, f"/jobs/{second.id}").shown
+    assert "waits for its turn: number 2 of 2" in waiting
+    assert "Resolved, as it will start" in waiting
+    assert "momentum: 0.9" in waiting
     here.run(first)
     here.desk.record.change(first.id, state="failed", reason="non-finite loss at step 12", ended_s=time.time())
     page = get(here, f"/jobs/{first.id}")

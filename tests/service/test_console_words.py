@@ -102,17 +102,18 @@ def job(*attempts: Attempt, ended_s: float = 0.0, **spec: object) -> Job:
 
 def test_the_cost_is_what_was_set_aside_times_the_time_of_all_attempts() -> None:
     first, second = Attempt(1, "a", started_s=1000.0, ended_s=4600.0), Attempt(2, "b", started_s=5000.0)
-    asked = {"backend": "docker", "nodes": "2", "resources": {"gpus": 4, "cpus": 16}, "config": {"global_batch": 256}}
-    found = dict(cost.rows(job(first, second, **asked), {"step": 100}, [], now_s=8600.0))
+    asked = {"backend": "docker", "nodes": "2", "resources": {"gpus": 4, "cpus": 16}}
+    # As resolved: the job itself need not name its batch.
+    found = dict(cost.rows(job(first, second, **asked), {"step": 100}, {"global_batch": 256}, now_s=8600.0))
     # An hour and an hour; 8 GPUs and 32 cores.
     assert found == {"Wall time": "2 h 0 min", "GPU-hours": "16.0", "Core-hours": "64.0", "Images trained on": "25,600"}
 
 
-def test_a_job_that_never_started_has_cost_nothing_and_energy_is_told_only_if_it_was_measured() -> None:
-    assert cost.rows(job(), {}, [], 1e9) == []
+def test_a_job_that_never_started_has_cost_nothing_and_what_is_not_known_is_not_told() -> None:
+    assert cost.rows(job(), {}, {}, 1e9) == []
     begun = job(Attempt(1, "a", started_s=0.5, ended_s=3600.5), ended_s=3600.5)
-    assert "Energy" not in dict(cost.rows(begun, {}, [{"step": 1, "train/loss": 1.0}], 1e9))
-    assert dict(cost.rows(begun, {}, [{"step": 1, "train/energy_j": 7.2e6}], 1e9))["Energy"] == "2 kWh"
+    assert "Images trained on" not in dict(cost.rows(begun, {"step": 5}, {}, 1e9))
+    assert "Images trained on" not in dict(cost.rows(begun, {}, {"global_batch": 8}, 1e9))
 
 
 def test_an_attempt_whose_end_nobody_saw_costs_no_longer_than_its_job() -> None:

@@ -98,6 +98,16 @@ def test_more_never_run_at_once_than_there_is_room_for_and_each_gpu_has_one_job(
     assert service.backend.starts.total() == 5
 
 
+def test_two_jobs_of_all_the_memory_run_one_after_the_other(service: Service) -> None:
+    first, second = (service.submit(resources={"cpus": 1, "memory": "64GB"}) for _ in range(2))
+    beside = service.submit()
+    service.step()
+    assert [service.state(job) for job in (first, second, beside)] == ["running", "queued", "running"]
+    service.backend.end(service.name(first))
+    service.step(2)
+    assert service.state(second) == "running"
+
+
 def test_a_cancelled_job_is_stopped_once_and_ends_killed(service: Service) -> None:
     job = service.submit()
     service.step()

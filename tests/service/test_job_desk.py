@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service import machine
 from service.errors import BackendError, ConfigError, StateError, UnknownJobError
 from service.jobs import desk as desks
 from service.jobs import orders, settings_file
@@ -120,11 +121,19 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(desk: Desk) -> Non
         desk.check(spec(resources={"gpus": 5}))
     with pytest.raises(ConfigError, match="9 cores never fit this machine, which has 8"):
         desk.check(spec(resources={"cpus": 9}))
+    with pytest.raises(ConfigError, match="memory: 65 GB never fit this machine, of which jobs may take 64 GB"):
+        desk.check(spec(resources={"memory": "65GB"}))
+    with pytest.raises(ConfigError, match="memory: 96 GB on 3 nodes"):
+        desk.check(spec(backend="docker", nodes="3", resources={"memory": "32GB"}))
     with pytest.raises(ConfigError, match="6 GPUs on 3 nodes"):
         desk.check(spec(backend="docker", nodes="3", resources={"gpus": 2}))
     with pytest.raises(ConfigError, match="retries: 21"):
         desk.check(spec(retries=21))
-    assert desk.check(spec(resources={"gpus": 4, "cpus": 8}))
+    assert desk.check(spec(resources={"gpus": 4, "cpus": 8, "memory": "64GB"}))
+
+
+def test_what_a_machine_has_of_memory_is_found_out_where_it_is_not_said(desk: Desk, tmp_path: Path) -> None:
+    assert Desk(settings(tmp_path, memory=None)).capacity.memory == machine.memory_bytes() > 0
 
 
 def test_a_backend_that_is_off_is_refused_with_those_that_are_on(desk: Desk) -> None:
@@ -251,13 +260,14 @@ def test_what_was_allowed_once_is_asked_again_and_failures_are_counted_anew(
 
 
 def test_the_queue_tells_what_is_used_and_who_is_next(desk: Desk) -> None:
-    running, _ = desk.submit(spec(resources={"gpus": 1, "cpus": 2}))
+    running, _ = desk.submit(spec(resources={"gpus": 1, "cpus": 2, "memory": "20GB"}))
     desk.record.change(running.id, state="starting")
     low, _ = desk.submit(spec())
     high, _ = desk.submit(spec(priority=1, backend="docker", nodes="2"))
     found = desk.queue()
     assert found["gpus"] == {"all": 4, "used": 1}
     assert found["cpus"] == {"all": 8.0, "used": 2.0}
+    assert found["memory"] == {"all": 64 * 10**9, "used": 20 * 10**9}
     assert (found["waiting"], found["running"]) == ([high.id, low.id], [running.id])
     assert desk.progress(low.id) == {"position": 2}
 
@@ -278,6 +288,7 @@ def test_the_order_of_a_training_names_the_service_s_places_and_holds_no_secret(
         "LOROT_JOB_ATTEMPT": "2",
         "LOROT_JOB_NAME": "job",
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlruns/mlflow.db",
+        "LOROT_ARTIFACT_ROOTS": "[]",
     }
     orders.prepare(order, desk.settings, resolved)
     from service import config

@@ -185,7 +185,7 @@ def test_a_service_that_has_nothing_to_record_notices_all_the_same_that_mlflow_i
 
     service.step()
     monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: now_s[0], time=time.time))
-    service.controller._asked = now_s[0]
+    service.controller._asked["mlflow"] = now_s[0]
     with monkeypatch.context() as patch:
         patch.setattr(Record, "ask", away)
         service.step(3)
@@ -197,6 +197,33 @@ def test_a_service_that_has_nothing_to_record_notices_all_the_same_that_mlflow_i
         assert not service.controller.is_well
     service.step()
     assert service.controller.is_well
+
+
+def test_a_service_with_nothing_to_do_notices_that_results_cannot_be_written_and_that_they_can_be_again(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: now_s[0], time=time.time))
+    service.restart()
+    service.step()
+    assert service.controller.is_well
+    (tmp_path / "jobs").rmdir()
+    (tmp_path / "jobs").write_text("no folder")
+    service.step()
+    assert service.controller.is_well
+    now_s[0] += controller._ASK_S
+    service.step()
+    assert not service.controller.is_well
+    assert "change `results`" in service.controller.problems["storage"]
+    (tmp_path / "jobs").unlink()
+    service.step()
+    assert service.controller.is_well
+    # Where nothing can be left, that is said from the first round on.
+    (tmp_path / "jobs").rmdir()
+    (tmp_path / "jobs").write_text("no folder")
+    service.restart()
+    service.step()
+    assert service.controller.problems.keys() == {"storage"}
 
 
 def test_an_outage_of_mlflow_uses_up_no_patience_with_the_store_of_artifacts(

@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 from service.jobs import queue
 from service.jobs.queue import Amount, Entry
 
-CAPACITY = Amount(4, 8.0)
+GB = 10**9
+CAPACITY = Amount(4, 8.0, 64 * GB)
 
 
-def entry(name: str, since_s: float = 0.0, gpus: int = 0, cpus: float = 1.0, priority: int = 0) -> Entry:
-    return Entry(name, priority, since_s, Amount(gpus, cpus))
+def entry(
+    name: str, since_s: float = 0.0, gpus: int = 0, cpus: float = 1.0, priority: int = 0, memory_gb: int = 0
+) -> Entry:
+    return Entry(name, priority, since_s, Amount(gpus, cpus, memory_gb * GB))
 
 
 def names(entries: list[Entry]) -> str:
@@ -47,7 +50,24 @@ def test_what_the_head_does_not_need_is_free_for_others() -> None:
     assert names(queue.next_ones(waiting, running, CAPACITY)) == "c"
 
 
-needs = st.builds(Amount, st.integers(0, 4), st.sampled_from([0.1, 0.5, 1.0, 2.0, 4.0, 8.0]))
+def test_two_jobs_that_each_name_all_of_the_memory_take_turns_and_one_that_names_none_runs_beside_them() -> None:
+    waiting = [entry("a", 0, memory_gb=64), entry("b", 1, memory_gb=64), entry("n", 2)]
+    assert names(queue.next_ones(waiting, [], CAPACITY)) == "an"
+    # Beside the head, which is "b", there would be no gigabyte left.
+    assert names(queue.next_ones([*waiting[1:], entry("s", 3, memory_gb=1)], waiting[:1], CAPACITY)) == "n"
+
+
+def test_an_amount_is_told_as_people_say_it() -> None:
+    assert str(Amount(1, 2.5)) == "1 GPUs and 2.5 cores"
+    assert str(Amount(8, 64, 512 * GB)) == "8 GPUs, 64 cores and 512 GB of memory"
+
+
+needs = st.builds(
+    Amount,
+    st.integers(0, 4),
+    st.sampled_from([0.1, 0.5, 1.0, 2.0, 4.0, 8.0]),
+    st.sampled_from([0, 0, 1, 20, 40, 64]).map(lambda amount_gb: amount_gb * GB),
+)
 
 
 @dataclass
@@ -84,6 +104,7 @@ def test_every_job_runs_in_the_end_and_never_more_at_once_than_there_is(plan: Pl
             running.append(one)
         assert queue.total(running).gpus <= 4
         assert queue.total(running).cpus <= 8 + 1e-6
+        assert queue.total(running).memory <= 64 * GB
     assert started.keys() == {one.id for one, _, _ in coming}
     # Equal in all they need: first come, first served.
     for one, _, _ in coming:

@@ -179,6 +179,7 @@ def test_what_was_started_before_its_data_went_outside_goes_on(service: Service,
 
 
 def test_a_full_disk_fails_no_job_and_starts_none(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.step()
     first, second = service.submit(), None
 
     def full(*_: object, **__: object) -> None:

@@ -278,7 +278,7 @@ def test_a_folder_in_which_workers_without_a_launcher_write_is_synced_after_them
     with pytest.raises(TakenError):
         recovery.sync(tmp_path, place)
     with pytest.raises(TakenError):
-        recovery.sync_foreign(tmp_path, place, run_id)
+        recovery.sync_foreign(tmp_path, place, run_id, ())
     assert "b" not in tags(run_id)
     owner.release()
     assert recovery.sync(tmp_path, place).sent == 1
@@ -371,7 +371,8 @@ def kept_files(run_id: str) -> set[str]:
 
 def test_of_a_foreign_folder_only_what_lies_in_it_goes_into_the_record(place: str, tmp_path: Path) -> None:
     api = tracking.client()
-    run_id = api.create_run("0").info.run_id
+    info = api.create_run("0").info
+    run_id = info.run_id
     run, secret = tmp_path / "job" / "run", tmp_path / "state" / "tokens.json"
     foreign_spool(
         run,
@@ -396,7 +397,7 @@ def test_of_a_foreign_folder_only_what_lies_in_it_goes_into_the_record(place: st
     (run / "linked").symlink_to(secret.parent)
     (run / "folder").mkdir()
     (run / "folder" / "deep").symlink_to(secret)
-    assert recovery.sync_foreign(run, place, run_id).sent == 12
+    assert recovery.sync_foreign(run, place, run_id, (info.artifact_uri,)).sent == 12
     assert kept_files(run_id) == {"own.txt"}
     told = tags(run_id)
     assert told["mine"] == "1"
@@ -409,7 +410,7 @@ def test_a_foreign_folder_speaks_for_no_other_run(place: str, tmp_path: Path) ->
     own, other = (api.create_run("0").info.run_id for _ in range(2))
     foreign_spool(tmp_path, other, {"op": "tags", "values": {"a": "1"}}, name="spool-other.jsonl")
     foreign_spool(tmp_path, own, {"op": "tags", "values": {"b": "1"}})
-    assert recovery.sync_foreign(tmp_path, place, own).sent == 1
+    assert recovery.sync_foreign(tmp_path, place, own, ()).sent == 1
     assert ("a" in tags(other), "b" in tags(own)) == (False, True)
 
 
@@ -422,7 +423,7 @@ def test_links_in_a_foreign_folder_lead_no_writing_elsewhere(place: str, tmp_pat
     for name in names:
         (mine / name).write_text('{"run_id": "x"}\nhalf a line')
         (run / name).symlink_to(mine / name)
-    assert recovery.sync_foreign(run, place, run_id).sent == 1
+    assert recovery.sync_foreign(run, place, run_id, ()).sent == 1
     assert tags(run_id)["b"] == "1"
     assert {path.name for path in mine.iterdir()} == set(names)
     assert {path.read_text() for path in mine.iterdir()} == {'{"run_id": "x"}\nhalf a line'}
