@@ -122,6 +122,10 @@ def test_two_nodes_train_lose_one_go_on_and_when_all_are_lost_the_next_attempt_g
             assert not desk.get(job.id).has_ended, told()
             return len(sample_logs.lines_of(run, rank))
 
+        def is_resumed() -> bool:
+            assert not desk.get(job.id).has_ended, told()
+            return "going on from step" in log()
+
         def attempt() -> str:
             return desk.get(job.id).attempts[-1].name
 
@@ -142,7 +146,7 @@ def test_two_nodes_train_lose_one_go_on_and_when_all_are_lost_the_next_attempt_g
         for name in (f"{first}-n0", f"{first}-n1"):
             api.remove_container(name, force=True)
         await_(lambda: attempt() != first, "there is a second attempt", 120, told)
-        await_(lambda: "going on from step" in log(), "it goes on", 300, told)
+        await_(is_resumed, "it goes on", 300, told)
         began = re.findall(r"going on from step (\d+)", log())
         assert int(began[0]) >= 8
         await_(lambda: node(0)["State"]["Running"] and node(1)["State"]["Running"], "both nodes are there", 120, told)
