@@ -11,13 +11,18 @@ from pathlib import Path
 from pipelines.errors import DataError
 
 
+def beside(root: Path) -> Path:
+    """Where it is kept by whoever can write to the data folder; others may read it there."""
+    return root / ".lorot"
+
+
 def folder(root: Path) -> Path:
-    """`root/.lorot`, created; on a read-only data folder one of its own below the user's cache folder instead.
+    """`beside(root)`, created; on a read-only data folder one of its own below the user's cache folder instead.
 
     Raises:
         DataError: neither can be written.
     """
-    own = root / ".lorot"
+    own = beside(root)
     user = user_folder(hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16])
     for candidate in (own, user):
         with contextlib.suppress(OSError):

@@ -6,7 +6,6 @@ the source changes, those of before are neither used nor mixed with the new ones
 lock that the kernel frees if its holder dies; what a dead one left half-written is removed by the next. When the cache
 grows beyond its limit, the files not used for longest go. One may go while somebody reads it: on Linux its descriptor
 stays valid, and its space is freed with the last one. What else is in the cache folder is neither counted nor touched.
-
 Credentials are fsspec's own business: the usual environment variables and files of each service.
 """
 
@@ -348,7 +347,8 @@ class Transfer:
 
 def unwritable(path: Path, error: OSError) -> DataError:
     """The error for a cache folder that takes nothing."""
-    return DataError(f"{path}: cannot be written ({error.strerror or error}); free space, or set data.cache_folder")
+    said = f"{path}: cannot be written ({error.strerror or error}); free space, set a smaller data.cache_gb"
+    return DataError(f"{said}, or (not in jobs of a service) data.cache_folder")
 
 
 def _lock_of(partial: Path) -> Path:

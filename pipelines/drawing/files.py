@@ -26,6 +26,8 @@ JPEG_QUALITY = 90
 # Scenes drawn between two signs of life, and the number from which starting processes pays.
 _BATCH = 32
 _WORTH_PROCESSES = 400
+# A container of two cores on a machine of a hundred sees a hundred, and has memory for few.
+_MOST_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def draw_missing(job: Job, first: int, step: int, done: Callable[[int], None]) -
 
 
 def draw_all(job: Job, done: Callable[[int], None]) -> None:
-    """Draw all missing samples, in as many processes as there are cores; `done` is told how many were seen.
+    """Draw all missing samples, in a process for each core, up to eight; `done` is told how many were seen.
 
     Raises:
         DataError: the folder cannot be written, or a process died.
@@ -88,7 +90,7 @@ def draw_all(job: Job, done: Callable[[int], None]) -> None:
             f"{job.folder}: cannot draw the demo images here ({error.strerror}); make room or allow it"
         ) from None
     # A command of its own rather than multiprocessing: that would run the caller's main module again.
-    workers = len(os.sched_getaffinity(0))
+    workers = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
     package = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),

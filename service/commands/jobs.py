@@ -129,7 +129,7 @@ def submit(
     """Hand in a job: train as CONFIG says, or run COMMAND in a container; print its id.
 
     As in `lorot submit configs/quickstart.yaml seed=1 --gpus 1 --wait`, or
-    `lorot submit --image lorot:latest --output model -- python train.py`.
+    `lorot submit --image mine:1 --output model -- python /app/train.py`, a program that the image has.
     """
     from service.commands import submitting
 

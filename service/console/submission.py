@@ -17,14 +17,15 @@ from service.api.shapes import Question
 from service.console import yaml_text
 from service.console.yaml_text import YamlText
 from service.errors import ConfigError, LorotError
+from service.jobs import allowed
 from service.jobs.backends import NAMES
 from service.jobs.desk import Desk
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 
-# What an empty form is shown with: a job that runs anywhere.
-FIRST = "quickstart.yaml"
+# What an empty form is shown with.
+_FIRST = "quickstart.yaml"
 # What a field holds that nobody has filled in.
 DEFAULTS: Mapping[str, str] = {
     "base": "",
@@ -124,6 +125,26 @@ def fields_of(form: Mapping[str, Any], settings: ServiceSettings) -> dict[str, s
         value = form.get(name)
         values[name] = value.replace("\r\n", "\n")[:_LONGEST] if isinstance(value, str) else default
     return values
+
+
+def first(settings: ServiceSettings) -> tuple[dict[str, str], str]:
+    """The form as it is first shown, such that it may be submitted, and what to know before that ("" : nothing)."""
+    values = fields_of({"base": _FIRST}, settings)
+    backend = values["backend"]
+    data = config_file.read(_folder() / _FIRST)["data"]
+    with contextlib.suppress(ConfigError):
+        allowed.inside(data["root"], settings, "data.root", backend)
+        return values, ""
+    if not (folders := allowed.roots(settings, backend)):
+        return values | {
+            "base": ""
+        }, "Jobs here may read no folder (data_roots of the settings), only what lies below data_urls."
+    root = folders[0] / data["name"]
+    # Not as an override, which would win over what somebody writes there instead.
+    values["yaml"] = yaml.safe_dump({"data": {"root": str(root)}})
+    if root.is_dir():
+        return values, ""
+    return values, f"{_FIRST} trains on images that are not in {root} yet: `lorot data demo --root {root}` draws them."
 
 
 def fields_like(job: Job) -> dict[str, str]:
@@ -331,7 +352,6 @@ def _yamls(part: str) -> Sequence[Path]:
 
 __all__ = [
     "DEFAULTS",
-    "FIRST",
     "LABELS",
     "Checked",
     "Problem",
@@ -339,5 +359,6 @@ __all__ = [
     "check",
     "fields_like",
     "fields_of",
+    "first",
     "shipped",
 ]

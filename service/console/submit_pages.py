@@ -27,11 +27,10 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 def blank(request: Request, identity: Composer, like: str = "") -> Response:
     """The form, empty or filled in as another job was."""
     desk: Desk = request.app.state.desk
-    values = submission.fields_of({"base": submission.FIRST}, desk.settings)
-    notice = ""
+    values, notice = submission.first(desk.settings)
     if like:
         try:
-            values = submission.fields_like(desk.get(like))
+            values, notice = submission.fields_like(desk.get(like)), ""
         except UnknownJobError as error:
             notice = str(error)
     return _show(request, identity, values, _fresh_key(), notice=notice)

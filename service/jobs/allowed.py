@@ -69,6 +69,12 @@ def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str = "
         inside(value, settings, f"config.{key}", backend)
 
 
+def roots(settings: ServiceSettings, backend: str = "local") -> list[Path]:
+    """The folders that a job's configuration may name files in, as the job sees them."""
+    claim = backend == "kubernetes" and bool(settings.backends.kubernetes.data_claim)
+    return list(dict.fromkeys([*(root.absolute() for root in settings.data_roots), *([_CLAIM] if claim else ())]))
+
+
 def _below_an_address(url: str, settings: ServiceSettings) -> None:
     # Clients take `..` and what they drop out of an address before they ask; `::` would name a second one.
     path = urllib.parse.unquote(url)
@@ -88,17 +94,15 @@ def is_elsewhere(text: str) -> bool:
 
 def inside(text: str, settings: ServiceSettings, key: str, backend: str = "local") -> Path:
     """The path, absolute and without links; raises ConfigError if it lies outside of the roots."""
-    roots = [root.absolute() for root in settings.data_roots]
-    if backend == "kubernetes" and settings.backends.kubernetes.data_claim:
-        roots.append(_CLAIM)
+    own = roots(settings, backend)
     try:
         # No `~`: that would be the service's own home.
         path = Path(text).resolve()
-        real = [root.resolve() for root in roots]
+        real = [root.resolve() for root in own]
     except (OSError, ValueError, RuntimeError):
         raise ConfigError(f"{key}: {text!r} is no path") from None
     if "\x00" in text or text.startswith("~") or not any(path == root or root in path.parents for root in real):
-        named = ", ".join(map(str, roots)) or "there are none"
+        named = ", ".join(map(str, own)) or "there are none"
         raise ConfigError(f"{key}: {text!r} lies outside of the folders that jobs may read (data_roots): {named}")
     return path
 

@@ -7,7 +7,7 @@ from typing import Any
 from service import config, config_file
 from service.config import TrainingConfig
 from service.errors import ConfigError
-from service.jobs import allowed, orders
+from service.jobs import allowed, orders, scratch
 from service.jobs.backends import Backend
 from service.jobs.job import Job
 from service.jobs.queue import Amount, shown_bytes
@@ -54,8 +54,10 @@ def resolve(spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:
         given = _on_the_model(given, spec, settings)
     found = config.resolve_any(given, source="config")
     _check_workers(found, spec)
-    # Once more: a default may lie outside of the roots, too.
-    return admitted(found.model_dump(mode="json"), spec, settings)
+    resolved = found.model_dump(mode="json")
+    resolved["data"]["cache_gb"] = scratch.cache_gb(found.data, spec.backend)
+    # Roots are looked at once more: a default may lie outside of them, too.
+    return admitted(resolved, spec, settings)
 
 
 def admitted(resolved: dict[str, Any], spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:

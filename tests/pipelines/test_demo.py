@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,24 @@ def test_several_processes_draw_what_one_does(tmp_path: Path, monkeypatch: pytes
     assert sum(seen) == 24
     inner = Path(one.describe(0)).parents[2]
     assert contents(tmp_path / "two") == contents(inner)
+
+
+def test_a_small_container_on_a_large_machine_draws_in_few_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    class Counted(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            started.append(args)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(files, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)))
+    monkeypatch.setattr(subprocess, "Popen", Counted)
+    seen: list[int] = []
+    files.draw_all(files.Job(str(tmp_path), "train", 24, 32, 12, 0), seen.append)
+    assert (len(started), sum(seen)) == (8, 24)
 
 
 def test_interrupted_drawing_goes_on_where_it_stopped(tmp_path: Path) -> None:

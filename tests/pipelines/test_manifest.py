@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import io
+import os
 import threading
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -259,6 +260,26 @@ def test_a_data_folder_that_cannot_be_written_gets_a_cache_elsewhere(
     one, two = (cache.folder(tmp_path / name) for name in ("one", "two"))
     assert one.parent == two.parent == tmp_path / "user" / "lorot"
     assert one != two
+
+
+def test_the_index_beside_data_that_cannot_be_written_is_used_while_it_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(fingerprint: str) -> Path:
+        def build(_: Path) -> tuple[Heading, Rows]:
+            return dataclasses.replace(HEADING, fingerprint=fingerprint), rows(["a"])
+
+        return manifest.cached(tmp_path, "some", "train", "key", fingerprint, build).path
+
+    beside = get("one")
+    assert beside.parent == cache.beside(tmp_path)
+    # The superuser, who runs many tests, may write to read-only folders.
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != cache.beside(tmp_path) and access(path, mode))
+    for attempt in range(2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"of attempt {attempt}"))
+        assert get("one") == beside
+    assert get("two").is_relative_to(tmp_path / "of attempt 1"), "the data have changed since"
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))

@@ -55,6 +55,30 @@ def test_the_form_as_it_is_first_shown_is_right(here: Service) -> None:
     assert here.desk.record.jobs() == []
 
 
+def test_the_form_is_right_at_first_where_data_lies_elsewhere_and_says_what_has_to_be_there(
+    place: str, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    there = service(
+        tmp_path, data_roots=[elsewhere], backends={"local": {"enabled": False}, "docker": {"enabled": True}}
+    )
+    first = Page(there.client.get("/submit").text)
+    assert (first.fields()["backend"], first.fields()["overrides"]) == ("docker", "")
+    assert yaml.safe_load(first.fields()["yaml"]) == {"data": {"root": f"{elsewhere}/demo"}}
+    assert f"lorot data demo --root {elsewhere}/demo" in first.shown
+    page = send(there, "validate", 200)
+    assert told(page) == {}
+    assert "No problem was found" in page.shown
+    (elsewhere / "demo").mkdir(parents=True)
+    assert "lorot data demo" not in Page(there.client.get("/submit").text).shown
+
+
+def test_the_form_begins_empty_where_jobs_may_read_no_folder(place: str, tmp_path: Path) -> None:
+    first = Page(service(tmp_path, data_roots=[]).client.get("/submit").text)
+    assert (first.fields()["base"], first.fields()["yaml"]) == ("", "")
+    assert "data_roots" in first.shown
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "line", "says"),
     [

@@ -4,26 +4,29 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from kubeflow_trainer_api import models
 
-from service.jobs import orders, settings_file
-from service.jobs.manifests import workloads
-from service.jobs.settings import ServiceSettings
-from tests.service.kubernetes_orders import SHAPES, job
+from tests.service import kueue_schema
 from tests.service.kubernetes_schemas import validate
 from tests.service.kustomization import build
+from tests.service.overlays import (
+    DEPLOY,
+    OVERLAYS,
+    Documents,
+    allowed,
+    containers,
+    jobs_of,
+    named,
+    of_kind,
+    templates,
+    told,
+)
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
-# Kinds that no schema here knows; what is to be in them is asked for below.
-QUEUES = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
-
-Documents = list[dict[str, Any]]
+# Of nobody in a cluster.
+OUTSIDE = "52.216.0.1"
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -31,30 +34,10 @@ def documents(request: pytest.FixtureRequest) -> Documents:
     return build(DEPLOY / "overlays" / request.param)
 
 
-def of_kind(documents: Documents, kind: str) -> dict[str, dict[str, Any]]:
-    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
-
-
-def templates(documents: Documents) -> dict[str, dict[str, Any]]:
-    """The pod template of everything that makes pods."""
-    found = {
-        name: document["spec"]["template"]
-        for kind in ("Deployment", "StatefulSet")
-        for name, document in of_kind(documents, kind).items()
-    }
-    timed = of_kind(documents, "CronJob").items()
-    return found | {name: document["spec"]["jobTemplate"]["spec"]["template"] for name, document in timed}
-
-
-def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
-
-
-def told(documents: Documents, tmp_path: Path) -> ServiceSettings:
-    """The service's settings of an overlay, as the service reads them."""
-    path = tmp_path / "service.yaml"
-    path.write_text(of_kind(documents, "ConfigMap")["lorot-settings"]["data"]["service.yaml"])
-    return settings_file.load(path)
+@pytest.fixture
+def with_demo(documents: Documents) -> Documents:
+    """An overlay, and the demo's images drawn into it."""
+    return [*documents, *build(DEPLOY / "demo")]
 
 
 def test_there_is_an_overlay_for_each_kind_of_place() -> None:
@@ -63,8 +46,8 @@ def test_there_is_an_overlay_for_each_kind_of_place() -> None:
 
 def test_every_object_is_what_the_schemas_demand(documents: Documents) -> None:
     for document in documents:
-        if document["kind"] in QUEUES:
-            assert document["apiVersion"] == "kueue.x-k8s.io/v1beta1"
+        if document["kind"] in kueue_schema.KINDS:
+            assert kueue_schema.problems(document) == []
             continue
         try:
             validate(document)
@@ -72,24 +55,17 @@ def test_every_object_is_what_the_schemas_demand(documents: Documents) -> None:
             pytest.fail(f"{document['kind']} {document['metadata']['name']}: {error.message}")
 
 
-def test_kubeflows_runtime_is_what_kubeflow_takes() -> None:
-    (runtime,) = build(DEPLOY / "kubeflow")
-    assert models.TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime
-    (part,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
-    assert (part["name"], part["template"]["spec"]["template"]["spec"]["containers"][0]["name"]) == ("node", "node")
-
-
-def test_everything_lies_in_one_namespace_that_refuses_harmful_pods(documents: Documents) -> None:
-    labels = of_kind(documents, "Namespace")["lorot"]["metadata"]["labels"]
+def test_everything_lies_in_one_namespace_that_refuses_harmful_pods(with_demo: Documents) -> None:
+    labels = of_kind(with_demo, "Namespace")["lorot"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     wide = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
-    for document in documents:
+    for document in with_demo:
         expected = None if document["kind"] in wide else "lorot"
         assert document["metadata"].get("namespace") == expected, document["metadata"]["name"]
 
 
-def test_no_pod_can_do_harm_and_each_says_what_it_needs(documents: Documents) -> None:
-    for name, template in templates(documents).items():
+def test_no_pod_can_do_harm_and_each_says_what_it_needs(with_demo: Documents) -> None:
+    for name, template in templates(with_demo).items():
         about = template["spec"]["securityContext"]
         assert about["runAsNonRoot"] is True, name
         assert about["runAsUser"] > 0, name
@@ -107,14 +83,14 @@ def test_no_pod_can_do_harm_and_each_says_what_it_needs(documents: Documents) ->
             assert container["resources"]["limits"].keys() == {"cpu", "memory"}
 
 
-def test_only_the_service_gets_a_token_of_the_cluster(documents: Documents) -> None:
-    for name, template in templates(documents).items():
+def test_only_the_service_gets_a_token_of_the_cluster(with_demo: Documents) -> None:
+    for name, template in templates(with_demo).items():
         assert template["spec"].get("automountServiceAccountToken") is (name == "lorot"), name
-    for account in of_kind(documents, "ServiceAccount").values():
+    for account in of_kind(with_demo, "ServiceAccount").values():
         assert account["automountServiceAccountToken"] is False
-    (binding,) = of_kind(documents, "RoleBinding").values()
+    (binding,) = of_kind(with_demo, "RoleBinding").values()
     assert [subject["name"] for subject in binding["subjects"]] == ["lorot"]
-    assert not of_kind(documents, "ClusterRole"), "all that the service may do lies in its namespace"
+    assert not of_kind(with_demo, "ClusterRole"), "all that the service may do lies in its namespace"
 
 
 def test_every_server_is_probed_and_the_service_by_its_own_pages(documents: Documents) -> None:
@@ -136,20 +112,20 @@ def test_there_is_one_service_and_never_two_at_once(documents: Documents) -> Non
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
 
 
-def test_every_volume_account_secret_and_port_that_is_named_exists(documents: Documents) -> None:
-    claims = set(of_kind(documents, "PersistentVolumeClaim"))
-    for name, template in templates(documents).items():
+def test_every_volume_account_secret_and_port_that_is_named_exists(with_demo: Documents) -> None:
+    claims = set(of_kind(with_demo, "PersistentVolumeClaim"))
+    for name, template in templates(with_demo).items():
         spec = template["spec"]
-        own = of_kind(documents, "StatefulSet").get(name, {}).get("spec", {}).get("volumeClaimTemplates", [])
+        own = of_kind(with_demo, "StatefulSet").get(name, {}).get("spec", {}).get("volumeClaimTemplates", [])
         volumes = {volume["name"] for volume in spec.get("volumes", [])} | {one["metadata"]["name"] for one in own}
         assert {mount["name"] for one in containers(template) for mount in one["volumeMounts"]} == volumes, name
         for volume in spec.get("volumes", []):
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in claims, name
             if "configMap" in volume:
-                assert volume["configMap"]["name"] in of_kind(documents, "ConfigMap"), name
+                assert volume["configMap"]["name"] in of_kind(with_demo, "ConfigMap"), name
         if "serviceAccountName" in spec:
-            assert spec["serviceAccountName"] in of_kind(documents, "ServiceAccount")
+            assert spec["serviceAccountName"] in of_kind(with_demo, "ServiceAccount")
 
 
 def matching(documents: Documents, selector: dict[str, str]) -> list[str]:
@@ -175,46 +151,13 @@ def test_services_and_budgets_find_the_pods_they_are_for(documents: Documents) -
         assert document["spec"]["selector"]["matchLabels"].items() <= labels.items(), name
 
 
-def allowed(documents: Documents, source: dict[str, str], target: dict[str, str], port: int) -> bool:
-    """Whether policies let pods of these labels speak: both ends have to, once any policy selects them."""
-    policies = of_kind(documents, "NetworkPolicy").values()
-
-    def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-        listed = all(
-            labels.get(entry["key"]) in entry["values"] for entry in selector.get("matchExpressions", ()) if entry
-        )
-        return listed and selector.get("matchLabels", {}).items() <= labels.items()
-
-    def passes(direction: str, side: str, own: dict[str, str], other: dict[str, str]) -> bool:
-        bound = [
-            policy["spec"]
-            for policy in policies
-            if direction in policy["spec"]["policyTypes"] and selects(policy["spec"]["podSelector"], own)
-        ]
-        assert bound, "the policy for all pods is missing"
-        for spec in bound:
-            for rule in spec.get(direction.lower(), []):
-                ports = [entry["port"] for entry in rule.get("ports", [])]
-                peers = rule.get(side)
-                near = peers is None or any(
-                    "podSelector" in peer and selects(peer["podSelector"], other) for peer in peers
-                )
-                if near and (not ports or port in ports):
-                    return True
-        return False
-
-    return passes("Egress", "to", source, target) and passes("Ingress", "from", target, source)
-
-
-def named(name: str) -> dict[str, str]:
-    return {"app.kubernetes.io/name": name}
-
-
 def test_pods_reach_what_they_need_and_nothing_else(documents: Documents) -> None:
     service, work, record = named("lorot"), named("lorot-job"), named("mlflow")
     assert allowed(documents, service, record, 5000)
     assert allowed(documents, work, record, 5000)
+    assert allowed(documents, named("gc"), record, 5000)
     assert allowed(documents, work, work, 29400)
+    assert not allowed(documents, work, OUTSIDE, 443), "for data in an object store somebody has to say so"
     assert not allowed(documents, work, service, 8080), "a job has no business with the service"
     assert not allowed(documents, record, work, 5000)
     if "postgres" in templates(documents):
@@ -223,9 +166,34 @@ def test_pods_reach_what_they_need_and_nothing_else(documents: Documents) -> Non
         assert allowed(documents, named("backup"), named("postgres"), 5432)
         assert allowed(documents, named("backup"), named("store"), 8333)
         assert not allowed(documents, named("backup"), record, 5000)
+        assert not allowed(documents, named("gc"), named("postgres"), 5432)
         for other in (service, work):
             assert not allowed(documents, other, named("postgres"), 5432)
             assert not allowed(documents, other, named("store"), 8333)
+
+
+def test_jobs_alone_reach_an_object_store_where_that_is_switched_on(documents: Documents) -> None:
+    opened = [*documents, *build(DEPLOY / "object-store")]
+    assert allowed(opened, named("lorot-job"), OUTSIDE, 443)
+    assert not allowed(opened, named("lorot-job"), OUTSIDE, 80)
+    for name in templates(documents):
+        assert not allowed(opened, named(name), OUTSIDE, 443) or name == "lorot", name
+    for inside in ("10.0.0.1", "169.254.169.254", "172.20.0.1", "192.168.1.1", "100.64.0.7"):
+        assert not allowed(opened, named("lorot-job"), inside, 443), inside
+    assert not allowed(opened, named("lorot-job"), named("lorot"), 8080)
+
+
+def test_a_store_of_ones_own_is_reached_at_its_address_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, folder)
+    path = folder / "object-store/network.yaml"
+    path.write_text(
+        re.sub(r"^    # (- to:|    - ipBlock|  ports:|    - \{protocol)", r"    \1", path.read_text(), flags=re.M)
+    )
+    opened = [*build(folder / "overlays/gpu-cluster"), *build(folder / "object-store")]
+    validate(opened[-1])
+    assert allowed(opened, named("lorot-job"), "10.0.0.9", 9000)
+    assert not allowed(opened, named("lorot-job"), "10.0.0.8", 9000)
 
 
 def test_jobs_carry_the_labels_that_the_policies_speak_of(documents: Documents, tmp_path: Path) -> None:
@@ -233,15 +201,6 @@ def test_jobs_carry_the_labels_that_the_policies_speak_of(documents: Documents, 
     found = jobs_of(settings, tmp_path)
     labels = found[0]["spec"]["template"]["metadata"]["labels"]
     assert named("lorot-job").items() <= labels.items()
-
-
-def jobs_of(settings: ServiceSettings, tmp_path: Path) -> Documents:
-    """A job of two to four nodes as this service would make it."""
-    settings = settings.model_copy(update={"results": tmp_path / "results"})
-    own = job(**SHAPES["elastic"])
-    assert own.attempt is not None
-    order = orders.order(own, own.attempt, settings, {})
-    return workloads.objects(order, settings.backends.kubernetes, "", jobsets=False)
 
 
 def test_the_settings_name_what_the_overlay_makes(documents: Documents, tmp_path: Path) -> None:
@@ -303,39 +262,38 @@ def test_the_record_is_backed_up_each_night_from_where_the_service_and_mlflow_ke
     assert templates(documents)["backup"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_several_machines_need_volumes_that_several_can_write_to() -> None:
-    documents = build(DEPLOY / "overlays" / "gpu-cluster")
-    claims = of_kind(documents, "PersistentVolumeClaim")
-    assert claims["lorot-results"]["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert claims["lorot-data"]["spec"]["accessModes"] == ["ReadWriteMany"]
+def test_a_backup_runs_where_the_service_has_its_volume_and_a_restore_needs_none_to_run(documents: Documents) -> None:
+    if "backup" not in templates(documents):
+        return
+    claim = of_kind(documents, "PersistentVolumeClaim")["lorot-state"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    (term,) = templates(documents)["backup"]["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert matching(documents, term["labelSelector"]["matchLabels"]) == ["lorot"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    restore = (DEPLOY / "README.md").read_text().partition("create job restore")[2].partition("kubectl create")[0]
+    assert "del(.spec.template.spec.affinity)" in restore, "the service is scaled to nothing then"
 
 
-def test_the_queue_has_a_quota_for_all_that_jobs_ask_for(tmp_path: Path) -> None:
-    documents = build(DEPLOY / "overlays" / "gpu-cluster")
-    assert_quotas(documents, tmp_path)
+def test_what_ended_jobs_do_not_need_goes_each_week(documents: Documents, tmp_path: Path) -> None:
+    spec = of_kind(documents, "CronJob")["gc"]["spec"]
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", spec["schedule"])
+    (container,) = templates(documents)["gc"]["spec"]["containers"]
+    settings = told(documents, tmp_path)
+    line = container["args"]
+    mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert Path(line[line.index("--settings") + 1]).parent.as_posix() in mounted
+    assert "readOnly" not in mounted[str(settings.results)]
+    (volume,) = (one for one in templates(documents)["gc"]["spec"]["volumes"] if one["name"] == "results")
+    assert volume["persistentVolumeClaim"]["claimName"] == settings.backends.kubernetes.results_claim
+    assert str(settings.state) not in mounted, "it needs no tokens"
 
 
-def test_the_queue_has_a_quota_for_the_fast_network_where_all_that_speaks_of_it_is_switched_on(tmp_path: Path) -> None:
-    folder = tmp_path / "deploy"
-    shutil.copytree(DEPLOY, folder)
-    for name in ("kueue.yaml", "service.yaml"):
-        path = folder / "overlays" / "gpu-cluster" / name
-        path.write_text(re.sub(r"# (.*rdma/hca)", r"\1", path.read_text()))
-    documents = build(folder / "overlays" / "gpu-cluster")
-    assert told(documents, tmp_path).backends.kubernetes.rdma == "rdma/hca"
-    assert_quotas(documents, tmp_path)
-
-
-def assert_quotas(documents: Documents, tmp_path: Path) -> None:
-    queue = of_kind(documents, "ClusterQueue")[of_kind(documents, "LocalQueue")["lorot"]["spec"]["clusterQueue"]]
-    (group,) = queue["spec"]["resourceGroups"]
-    (flavor,) = group["flavors"]
-    assert flavor["name"] in of_kind(documents, "ResourceFlavor")
-    assert [entry["name"] for entry in flavor["resources"]] == group["coveredResources"]
-    spec = jobs_of(told(documents, tmp_path), tmp_path)[0]["spec"]["template"]["spec"]
-    for container in [*spec["containers"], *spec["initContainers"]]:
-        # Kueue admits nothing that asks for a resource without a quota.
-        assert set(container["resources"]["requests"]) <= set(group["coveredResources"])
+def test_what_is_added_to_an_overlay_is_what_the_schemas_demand() -> None:
+    for name in ("demo", "object-store"):
+        for document in build(DEPLOY / name):
+            validate(document)
 
 
 def test_no_password_lies_in_any_file_and_jobs_cannot_name_the_secret_that_holds_them(documents: Documents) -> None:

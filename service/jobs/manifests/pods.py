@@ -7,6 +7,7 @@ from service.errors import REQUEUE
 from service.jobs.backends import Order
 from service.jobs.manifests import kinds
 from service.jobs.nodes import PORT
+from service.jobs.scratch import GIB
 from service.jobs.settings import KubernetesSettings
 from service.jobs.spec import JobSpec, Resources
 
@@ -32,7 +33,6 @@ _FINAL = (2, 3, 4, 5)
 _USER = 1000
 # From the end of a job's own grace to the kill.
 _MARGIN_S = 10
-_SCRATCH = "20Gi"
 # Of a node's first container, which waits for the rendezvous: images can be large, and clusters busy.
 _PATIENCE_S = 1800
 # A name that does not resolve yet is waited for as well, which `lorot train` takes for a mistake.
@@ -202,7 +202,7 @@ def volumes(order: Order, settings: KubernetesSettings) -> list[kinds.Volume]:
     shm = kinds.EmptyDir(medium="Memory", size_limit=amount(order.job.spec.resources.shm))
     found = [
         kinds.Volume(name="shm", empty_dir=shm),
-        kinds.Volume(name="tmp", empty_dir=kinds.EmptyDir(size_limit=_SCRATCH)),
+        kinds.Volume(name="tmp", empty_dir=kinds.EmptyDir(size_limit=f"{GIB['kubernetes']}Gi")),
     ]
     if settings.results_claim is not None:
         claim = kinds.Claim(claim_name=settings.results_claim)
