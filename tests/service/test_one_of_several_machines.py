@@ -3,6 +3,9 @@
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from service.run_folder import RunFolder
 from service.training import entrance, pulse
 
 ROOT = Path(__file__).parents[2]
+from service.jobs.nodes import Patience
 
 CONFIG = """
 name: job
@@ -146,3 +150,13 @@ def test_a_machine_that_no_other_joins_gives_up_and_leaves_the_meeting_open(
     assert not (here / "given.jsonl").exists()
     local.run("job.yaml", nnodes="1", **place)  # type: ignore[arg-type]
     assert (here / "given.jsonl").exists()
+
+
+def test_only_a_torchrun_without_workers_is_taken_to_wait_for_machines() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as childless:
+        for pid, waits in ((os.getpid(), False), (childless.pid, True)):
+            patience = Patience(0.5)
+            assert not patience.has_ended(pid)
+            time.sleep(0.6)
+            assert patience.has_ended(pid) == patience.is_over == waits
+        childless.communicate(b"\n")
