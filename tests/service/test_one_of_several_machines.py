@@ -15,12 +15,12 @@ from torch.distributed import TCPStore
 from service import ownership
 from service.errors import ConfigError, JobError, TakenError
 from service.jobs import local
+from service.jobs.nodes import Patience
 from service.ownership import Ownership
 from service.run_folder import RunFolder
 from service.training import entrance, pulse
 
 ROOT = Path(__file__).parents[2]
-from service.jobs.nodes import Patience
 
 CONFIG = """
 name: job
