@@ -200,6 +200,14 @@ def pages(search: Any, **arguments: Any) -> Iterator[Any]:
             return
 
 
+def view(stages: str) -> int:
+    """MLflow's number for what a search looks at: "all", or "deleted_only"."""
+    _mlflow()
+    from mlflow.entities import ViewType
+
+    return int(ViewType.from_string(stages))
+
+
 @contextlib.contextmanager
 def passing_over(*codes: str) -> Iterator[None]:
     """Pass over an MLflow error with one of these codes."""

@@ -28,7 +28,7 @@ TIERS = (
     ("config_file", "config_fields", "explaining", "data_config", "training_config", "detection_config", "config"),
     (
         *("models", "store", "spool", "splits", "delivery", "bundle", "tracking", "resolution", "registry", "report"),
-        *("registration", "recovery", "run_creation", "flavour", "lineage", "detector_bundle"),
+        *("registration", "recovery", "run_creation", "flavour", "lineage", "detector_bundle", "artifact_places"),
     ),
     ("downstream",),
     ("training", "jobs", "export", "importing", "serving"),

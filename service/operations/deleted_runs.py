@@ -71,15 +71,15 @@ def find(
     now_s = time.time() if now_s is None else now_s
     found = Deleted()
     with store.explained(uri):
-        from mlflow.entities import ViewType
-
         api = store.client(uri)
-        known = {str(one.experiment_id): one for one in store.pages(api.search_experiments, view_type=ViewType.ALL)}
+        known = {
+            str(one.experiment_id): one for one in store.pages(api.search_experiments, view_type=store.view("all"))
+        }
         gone = [own for own, one in known.items() if one.lifecycle_stage == "deleted"]
         registered = _registered(api)
         # Of these MLflow removes all, whichever runs it is told.
         forced: list[str] = []
-        asked: dict[str, Any] = {"run_view_type": ViewType.DELETED_ONLY, "order_by": ["attributes.start_time ASC"]}
+        asked: dict[str, Any] = {"run_view_type": store.view("deleted_only"), "order_by": ["attributes.start_time ASC"]}
         runs = store.pages(api.search_runs, experiment_ids=list(known), **asked) if known else ()
         for run in runs:
             info = run.info
