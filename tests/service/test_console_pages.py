@@ -10,7 +10,7 @@ from PIL import Image
 
 from service import store
 from service.console import job_pages
-from tests.service.console_service import Element, Page, Service, service
+from tests.service.console_service import TINY, Element, Page, Service, service
 
 HOSTILE = "<script>alert('x')</script>&\"' \x1b[31mred\x1b[0m \u202etxt.exe"
 VISIBLE = "<script>alert('x')</script>&\"'"
@@ -136,9 +136,13 @@ def test_a_job_shows_curves_numbers_cost_log_and_pictures(here: Service) -> None
     assert len(pictures) == 1
     assert here.client.get(pictures[0]).headers["content-type"] == "image/png"
     assert page.all("body")[0]["data-refresh"] == "2"
-    # Of the whole batch that nobody has named.
-    config = here.desk.configuration(job_id)
-    assert f"{config['global_batch'] * 150:,}" in page.shown
+
+
+def test_on_how_many_images_a_job_has_trained_is_told_where_its_batch_is_a_default(here: Service) -> None:
+    config = {key: value for key, value in TINY.items() if key not in ("global_batch", "micro_batch")}
+    job_id = running(here, config=config)
+    batch = here.desk.configuration(job_id)["global_batch"]
+    assert f"{batch * 150:,}" in get(here, f"/jobs/{job_id}").shown
 
 
 def test_a_job_that_waits_says_which_turn_it_has_and_one_that_ended_why(here: Service) -> None:
