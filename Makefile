@@ -13,7 +13,8 @@ WANTED := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -) cu$(CUD
 # One thread a process: the tests run side by side, file by file, in the order that tests/conftest.py gives them.
 SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# Tests of several machines, of engines and of time limits, which are disturbed by others beside them.
+# Tests of several machines, of engines and of time limits: one after the other, since two of them would be too many
+# workers and engines at once. The others run beside them.
 ALONE := $(patsubst %,tests/integration/test_%.py,nodes hangs preemption exact_resume docker_jobs docker_training images \
   compose every_door service_kills)
 
@@ -47,8 +48,10 @@ lint: setup ## ruff, the type checker, and who may import whom
 	$(PYTEST) tests/test_architecture.py
 
 test-integration: setup ## the tests that start servers and jobs; says what it leaves out (LOROT_NO_SKIPS=1: fails then)
-	$(PYTEST) -m integration -rs --durations=20 $(ALONE)
-	$(PYTEST) -m integration -rs --durations=20 $(SHARED) $(addprefix --ignore=,$(ALONE))
+	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
+	$(PYTEST) -m integration -rs --durations=20 $(ALONE) > "$$said" 2>&1 & alone=$$!; \
+	$(PYTEST) -m integration -rs --durations=20 $(addprefix --ignore=,$(ALONE)); others=$$?; \
+	wait $$alone; ended=$$?; cat "$$said"; [ $$others = 0 ] && [ $$ended = 0 ]
 
 bench: setup ## the benchmarks: ratios taken in one run
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m tests.benchmarks.step_vs_ddp \

@@ -50,7 +50,7 @@ def given() -> Roots | None:
 
 def absolute(roots: Iterable[str]) -> Roots:
     """The same, independent of the working folder."""
-    return tuple(root if "://" in root else str(Path(root).absolute()) for root in roots)
+    return tuple(root if (path := local_path(root)) is None else str(path.absolute()) for root in roots)
 
 
 def local_path(location: str) -> Path | None:
@@ -106,9 +106,9 @@ def _beside(uri: str) -> list[Path]:
 
 
 def _is_below(location: str, root: str) -> bool:
-    if "://" not in root:
+    if (folder := local_path(root)) is not None:
         path = local_path(location)
-        return path is not None and _is_inside(path, Path(root))
+        return path is not None and _is_inside(path, folder)
     own = f"{root.rstrip('/')}/"
     return f"{location}/".startswith(own) and ".." not in PurePosixPath(urllib.parse.unquote(location)).parts
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
 
-from service import provenance
+from service import artifact_places, provenance
+from service.artifact_places import Roots
 from service.errors import LorotError
 
 if TYPE_CHECKING:
@@ -58,9 +59,13 @@ class Estimator:
         uri: MLflow, where models are looked up.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, roots: Roots = ()) -> None:
         self.threads = CapacityLimiter(_THREADS)
-        self._uri = uri
+        # Another process, which reads a model's artifacts where the service may, and nowhere else.
+        self._told = {
+            "MLFLOW_TRACKING_URI": uri,
+            artifact_places.VARIABLE: json.dumps(artifact_places.absolute(roots)),
+        }
         self._known: OrderedDict[str, Amounts] = OrderedDict()
         self._lock = threading.Lock()
         self._asking = threading.Lock()
@@ -78,7 +83,7 @@ class Estimator:
         try:
             if (found := self.known(resolved, workers)) is not None:
                 return found
-            found, is_lasting = _ask(resolved, workers, self._uri)
+            found, is_lasting = _ask(resolved, workers, self._told)
             if is_lasting:
                 with self._lock:
                     self._known[key] = found
@@ -93,14 +98,14 @@ def _key(resolved: Mapping[str, Any], workers: int | None) -> str:
     return provenance.digest({"config": resolved, "workers": workers})
 
 
-def _ask(resolved: Mapping[str, Any], workers: int | None, uri: str) -> tuple[Amounts, bool]:
+def _ask(resolved: Mapping[str, Any], workers: int | None, told: Mapping[str, str]) -> tuple[Amounts, bool]:
     """The answer, and whether it would be the same again."""
     # A checkout need not be the working folder.
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     own = {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "MLFLOW_TRACKING_URI": uri,
+        **told,
     }
     question = json.dumps({"config": resolved, "workers": workers}, default=str)
     try:

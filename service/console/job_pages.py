@@ -133,7 +133,7 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         latest=_latest(history),
         registered=request.app.state.shelf.made_by(found.id) if found.attempts else [],
         actions=[(name, *_ACTIONS[name]) for name in _allowed(found, identity)],
-        charts=curves.of_run(history, _num_pretext(config), speed=True),
+        charts=curves.of_run(history, _num_pretext(config or found.spec.config), speed=True),
         attempts=found.attempts,
         nodes=found.spec.most_nodes,
         log_node=node,
@@ -143,7 +143,7 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         log_url=f"{ours}/logs?{urlencode(choice)}",
         is_active=not found.has_ended and shown_attempt == (found.attempt.number if found.attempt else None),
         picture=f"{ours}/files/samples.png?at={files['samples.png']}" if "samples.png" in files else "",
-        costs=cost.rows(found, progress, config, now_s),
+        costs=cost.rows(found, progress, config or found.spec.config, now_s),
         places=_places(found),
         mlflow=run_link(desk, found.experiment_id, found.id),
         files=[(name, f"{ours}/files/{name}") for name in _FILES if name in files],
@@ -178,11 +178,11 @@ def history_of(request: Request, desk: Desk, found: Job) -> list[dict[str, float
 
 
 def _config(request: Request, desk: Desk, found: Job) -> Mapping[str, Any]:
-    """A job's resolved configuration; as it was submitted where nobody says just now."""
+    """A job's resolved configuration; empty where nobody knows it, or says just now."""
     questions: Questions = request.app.state.questions
     with contextlib.suppress(LorotError):
-        return questions.configuration(desk, found.id) or found.spec.config
-    return found.spec.config
+        return questions.configuration(desk, found.id)
+    return {}
 
 
 def run_link(desk: Desk, experiment_id: str, run_id: str) -> str:

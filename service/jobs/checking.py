@@ -4,13 +4,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.amounts import shown_bytes
 from service import config, config_file
 from service.config import TrainingConfig
 from service.errors import ConfigError
 from service.jobs import allowed, orders, scratch
 from service.jobs.backends import Backend
 from service.jobs.job import Job
-from service.jobs.queue import Amount, shown_bytes
+from service.jobs.queue import Amount
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec, num_bytes
 

@@ -5,9 +5,11 @@ import fcntl
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,10 +105,11 @@ def run(
         raise ConfigError(f"port {port} is in use by another program; leave --port away, and a free one is taken")
     if nodes is not None:
         # A machine that comes back finds the run that it was part of, and goes on with it.
+        if folder.meeting != nodes.run_id:
+            _refuse_if_owned(folder, nodes.run_id)
+        # Read anew: a fellow may have begun during that look.
         begun = folder.meeting == nodes.run_id
         resume = resume or (begun and not folder.summary.exists())
-        if not begun:
-            _refuse_if_owned(folder, nodes.run_id)
     if not restart:
         folder.claim(resume)
     say("looking at the tracking database and the data")
@@ -165,7 +168,7 @@ def launch(
             patience = machines.Patience(machines.JOIN_S if nodes is not None else math.inf)
 
             def over(pid: int) -> bool:
-                return account.is_over() or patience.has_ended(pid)
+                return account.is_over() or patience.has_ended(pid, lambda: ownership.sign_of_life(folder.path))
 
             watched = nodes is not None or restarts
             environment = {**torchrun.environment(workers, nodes), **told}
@@ -204,12 +207,18 @@ def _nodes(
 
 def _refuse_if_owned(folder: RunFolder, run_id: str) -> None:
     """Raise TakenError if the folder is a job's that meets under another name: nothing of it may be touched."""
-    try:
-        ownership.refuse_if_owned(folder.path)
-    except TakenError:
-        # Who has the folder writes the name down; by now it may be another machine of this job.
-        if folder.meeting != run_id:
-            raise
+    for is_last in (False, True):
+        try:
+            ownership.refuse_if_owned(folder.path)
+            return
+        except TakenError:
+            # Who has the folder writes the name down; by now it may be another machine of this job.
+            if folder.meeting == run_id:
+                return
+            if is_last:
+                raise
+        # Or one that looks just as this one does, all machines of a job at once: a look takes the folder for a moment.
+        time.sleep(random.uniform(0, 2))
 
 
 def num_workers(job: TrainingConfig, asked: int | None = None) -> int:
@@ -292,6 +301,9 @@ def _claimed(folder: Path, own: str = "") -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ownership.refusal(folder, ownership.read(path)) from None
+        except OSError:
+            # A file system without locks: the owner's sign of life decides.
+            pass
         # For whoever is refused; a full disk is no reason to refuse this one.
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)

@@ -12,6 +12,8 @@ overtakes the head never delays it: it starts at the latest when those before it
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipelines.amounts import shown_bytes
+
 # Seconds of waiting that one point of priority is worth.
 WORTH_S = 600.0
 # Cores are counted in fractions.
@@ -42,6 +44,15 @@ class Amount:
         has_cpus = self.cpus <= capacity.cpus + _ROUNDING
         return self.gpus <= capacity.gpus and has_cpus and self.memory <= capacity.memory
 
+    def fits_beside(self, used: "Amount", capacity: "Amount") -> bool:
+        """Whether there is room for it beside `used`, of what it takes; the rest may have been given away twice."""
+        both = used + self
+        return (
+            (not self.gpus or both.gpus <= capacity.gpus)
+            and (not self.cpus or both.cpus <= capacity.cpus + _ROUNDING)
+            and (not self.memory or both.memory <= capacity.memory)
+        )
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -62,11 +73,6 @@ class Entry:
     @property
     def place(self) -> tuple[float, str]:
         return self.since_s - WORTH_S * self.priority, self.id
-
-
-def shown_bytes(num_bytes: int) -> str:
-    """An amount of memory for people, as 64 GB."""
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes < 1e11 else f"{num_bytes / 1e9:.0f} GB"
 
 
 def total(entries: Iterable[Entry]) -> Amount:
@@ -96,13 +102,13 @@ def next_ones(waiting: Iterable[Entry], running: Sequence[Entry], capacity: Amou
         if not entry.needs.fits(capacity):
             # There was more of the machine once: it would be the head for ever.
             continue
-        if not (used + entry.needs).fits(capacity):
+        if not entry.needs.fits_beside(used, capacity):
             if head is None:
                 head = entry
                 reserved = head.needs + total(other for other in running if other.place > head.place)
             continue
         if head is not None:
-            if not (reserved + entry.needs).fits(capacity):
+            if not entry.needs.fits_beside(reserved, capacity):
                 continue
             reserved += entry.needs
         used += entry.needs

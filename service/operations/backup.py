@@ -53,7 +53,7 @@ def back_up(
         target: a new file, or a folder that is there: it gets a file named by the time, UTC.
         database_uri: of the tracking database; None: `settings.tracking_uri`, unless that is a server.
         artifacts: folder of the tracking server's artifacts, or s3://BUCKET/FOLDER; None: none of a server. Folders of
-            this machine that the database names are taken in any case.
+            this machine that the database names are taken where `service.artifact_places` allows them.
         with_artifacts: put artifacts in, registered models among them.
         with_jobs: put the folders of jobs in: checkpoints, logs. Without them a job begins anew after a restore.
         say: is told what is being done, in a few words.

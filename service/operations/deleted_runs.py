@@ -93,9 +93,17 @@ def find(
                 named = "is named by a job that has not ended" if info.run_id in needed else ""
                 if problem := named or _problem(info, uri, roots, registered):
                     found.notes.append(f"deleted run {info.run_id} {problem}; it stays")
+            num_bytes = 0
+            if is_wanted and not problem:
+                try:
+                    num_bytes = _measure(api, info.run_id)
+                # What a store of artifacts raises is its client library's.
+                except Exception as error:
+                    problem = f"keeps artifacts that cannot be looked at ({' '.join(str(error).split())[:200]})"
+                    found.notes.append(f"deleted run {info.run_id} {problem}; it stays")
             if problem or not is_wanted:
                 forced += [info.run_id] if str(info.experiment_id) in gone else []
-            elif num_bytes := _measure(api, info.run_id):
+            elif num_bytes:
                 found.runs.append(DeletedRun(info.run_id, info.run_name, info.artifact_uri, ended_s, num_bytes))
     if forced and found.runs:
         names = ", ".join(shlex.quote(known[own].name) for own in gone)

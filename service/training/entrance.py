@@ -65,7 +65,7 @@ def enter(
 
 def note_meeting(folder: RunFolder) -> None:
     """Write down where a machine that comes back belongs to; the main worker does, once the folder is its own."""
-    folder.note_meeting(os.environ["TORCHELASTIC_RUN_ID"] if pulse.VARIABLE in os.environ else "")
+    folder.note_meeting(os.environ.get("TORCHELASTIC_RUN_ID", "") if pulse.VARIABLE in os.environ else "")
 
 
 def forget_earlier(folder: RunFolder) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.integration.live_console import Console
 
 
-# Where everything is there that tests stand on, so that one that is left out would hide a fault: in CI.
+# Where everything is there that tests stand on, so that one that is left out would hide a fault.
 NO_SKIPS = "LOROT_NO_SKIPS"
 # It builds an image of 8 GB, and only runs where that is asked for.
 OPTIONAL = "LOROT_BUILD_WORKER"

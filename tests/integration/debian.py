@@ -1,9 +1,12 @@
 """What tests need of Debian beside Python: installed where that is possible, or refused with what is missing."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 
 class RefusedError(RuntimeError):
@@ -16,7 +19,19 @@ def install(programs: Mapping[str, str], *further: str) -> None:
     Args:
         further: packages to go with any that is missing.
     """
-    missing = {program: package for program, package in programs.items() if shutil.which(program) is None}
+    if not _missing(programs):
+        return
+    with (Path(tempfile.gettempdir()) / "lorot-apt.lock").open("w") as lock:
+        # Tests that run beside these install as well, and apt refuses to wait for all of its own locks.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(_missing(programs), further)
+
+
+def _missing(programs: Mapping[str, str]) -> dict[str, str]:
+    return {program: package for program, package in programs.items() if shutil.which(program) is None}
+
+
+def _install(missing: Mapping[str, str], further: tuple[str, ...]) -> None:
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:

@@ -92,7 +92,6 @@ def test_a_frozen_worker_is_named_by_the_others_and_does_not_stay_behind(
     _, said = launcher.communicate(timeout=300)
     print(f"noticed {noticed_s:.1f} s after the freeze with timeout_s={TIMEOUT_S}")
     assert launcher.returncode == 8, said
-    assert noticed_s < 3 * TIMEOUT_S
     assert f"worker 1 stopped answering within timeout_s={TIMEOUT_S}" in said
     assert "worker 0: step " in said
     assert "worker 1: step " in said

@@ -102,7 +102,11 @@ def test_a_worker_that_freezes_while_the_main_one_indexes_the_data_is_named_by_i
     main, other = started(tmp_path, INDEXING, "job.yaml", "name=frozen", "timeout_s=30")
     try:
         sign = folder.path / "workers" / "rank1.json"
-        await_(lambda: sign.exists() or main.poll() is not None, "the other one waits", 100)
+
+        def waits() -> bool:
+            return (sign.exists() and "however_long" in sign.read_text()) or main.poll() is not None
+
+        await_(waits, "the other one waits", 100)
         other.send_signal(signal.SIGSTOP)
         await_(lambda: main.poll() is not None, "the main one ends", 100)
         told = folder.read("error.json")

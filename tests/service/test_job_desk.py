@@ -121,9 +121,9 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(desk: Desk) -> Non
         desk.check(spec(resources={"gpus": 5}))
     with pytest.raises(ConfigError, match="9 cores never fit this machine, which has 8"):
         desk.check(spec(resources={"cpus": 9}))
-    with pytest.raises(ConfigError, match="memory: 65 GB never fit this machine, of which jobs may take 64 GB"):
+    with pytest.raises(ConfigError, match=r"memory: 65\.0 GB never fit this machine, of which jobs may take 64\.0 GB"):
         desk.check(spec(resources={"memory": "65GB"}))
-    with pytest.raises(ConfigError, match="memory: 96 GB on 3 nodes"):
+    with pytest.raises(ConfigError, match=r"memory: 96\.0 GB on 3 nodes"):
         desk.check(spec(backend="docker", nodes="3", resources={"memory": "32GB"}))
     with pytest.raises(ConfigError, match="6 GPUs on 3 nodes"):
         desk.check(spec(backend="docker", nodes="3", resources={"gpus": 2}))

@@ -59,7 +59,7 @@ def test_two_jobs_that_each_name_all_of_the_memory_take_turns_and_one_that_names
 
 def test_an_amount_is_told_as_people_say_it() -> None:
     assert str(Amount(1, 2.5)) == "1 GPUs and 2.5 cores"
-    assert str(Amount(8, 64, 512 * GB)) == "8 GPUs, 64 cores and 512 GB of memory"
+    assert str(Amount(8, 64, 512 * GB)) == "8 GPUs, 64 cores and 512.0 GB of memory"
 
 
 needs = st.builds(

@@ -5,16 +5,16 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
 
 from service import ownership
 from service.errors import ConfigError, JobError, TakenError
-from service.jobs import local
+from service.jobs import local, nodes
 from service.jobs.nodes import Patience
 from service.ownership import Ownership
 from service.run_folder import RunFolder
@@ -148,15 +148,26 @@ def test_a_machine_that_no_other_joins_gives_up_and_leaves_the_meeting_open(
         local.run("job.yaml", nnodes="2", **place)  # type: ignore[arg-type]
     assert ended.value.exit_code == 8
     assert not (here / "given.jsonl").exists()
+    monkeypatch.setattr(local.machines, "JOIN_S", 600.0)
     local.run("job.yaml", nnodes="1", **place)  # type: ignore[arg-type]
     assert (here / "given.jsonl").exists()
 
 
-def test_only_a_torchrun_without_workers_is_taken_to_wait_for_machines() -> None:
+def test_only_a_torchrun_without_workers_is_taken_to_wait_and_none_while_others_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(nodes, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as childless:
-        for pid, waits in ((os.getpid(), False), (childless.pid, True)):
-            patience = Patience(0.5)
-            assert not patience.has_ended(pid)
-            time.sleep(0.6)
-            assert patience.has_ended(pid) == patience.is_over == waits
+        for pid, others_train, waits in (
+            (os.getpid(), False, False),
+            (childless.pid, False, True),
+            (childless.pid, True, False),
+        ):
+            patience = Patience(60.0)
+            for _ in range(7):
+                assert not patience.is_over
+                now[0] += 10
+                patience.has_ended(pid, lambda moves=others_train: now[0] if moves else None)
+            assert patience.is_over == waits
         childless.communicate(b"\n")

@@ -211,7 +211,7 @@ def test_another_machines_run_is_ended_once_its_sign_of_life_was_seen_to_stand_s
     owner.take()
 
     def sync() -> recovery.Synced:
-        return recovery.sync_foreign(folder, place, run_id) if foreign else recovery.sync(folder)
+        return recovery.sync_foreign(folder, place, run_id, ()) if foreign else recovery.sync(folder)
 
     with monkeypatch.context() as patch:
         # It beats once a second; for a lock that is held one waits no longer than that.

@@ -47,6 +47,11 @@ class KubernetesBackend:
 
     def check(self, job: Job) -> None:
         """Refuse what no cluster is to do for this job; raises ConfigError. Asks none."""
+        self._check_place(job)
+        self._check_priority(job.spec)
+
+    def _check_place(self, job: Job) -> None:
+        """All but its priority: one that was taken before keeps its turn, whatever classes there are by now."""
         spec, place = job.spec, self._place
         if spec.mounts:
             raise ConfigError("mounts: a cluster shows no folders of a host; data comes from the volume at /data")
@@ -58,7 +63,6 @@ class KubernetesBackend:
                 "nodes: several of them share one volume for results, and this service names none; set "
                 "backends.kubernetes.results_claim to a claim that many nodes can write to (ReadWriteMany)"
             )
-        self._check_priority(spec)
         self._check_tracking(spec)
 
     def _check_priority(self, spec: JobSpec) -> None:
@@ -87,7 +91,7 @@ class KubernetesBackend:
             ConfigError: the cluster finds them faulty.
             BackendError: it does not answer or does not allow it, or the name is taken by something else.
         """
-        self.check(order.job)
+        self._check_place(order.job)
         owner = self._workload(order.name, {})
         jobsets = owner["kind"] == "JobSet" if owner else order.job.spec.most_nodes > 1 and self._jobsets_wanted()
         first, *rest = objects(order, self._place, configuration_of(order), jobsets=jobsets)
