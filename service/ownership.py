@@ -187,11 +187,6 @@ def here() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def sign_of_life(folder: Path) -> object:
-    """What changes each second while somebody has the folder."""
-    return read(folder / OWNER).get("beat")
-
-
 def read(path: Path) -> dict[str, Any]:
     """What a holder wrote into a file last; empty if there is none, or it was being written just now."""
     try:

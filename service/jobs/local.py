@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import math
 import os
 import random
 import re
@@ -165,21 +164,12 @@ def launch(
         with _claimed(folder.path, own) as lock, (folder.path / f"torchrun{own}.log").open("ab") as log:
             folder.error.unlink(missing_ok=True)
             account = Account(folder, Path(log.name), log.tell(), restarts, alone=nodes is None)
-            patience = machines.Patience(machines.JOIN_S if nodes is not None else math.inf)
-
-            def over(pid: int) -> bool:
-                return account.is_over() or patience.has_ended(pid, lambda: ownership.sign_of_life(folder.path))
-
-            watched = nodes is not None or restarts
+            # Without restarts torchrun ends by itself.
+            over = account.is_over if nodes is not None or restarts else None
             environment = {**torchrun.environment(workers, nodes), **told}
-            code, interrupted = _supervise(line, environment, log, lock, signals, over if watched else None)
+            code, interrupted = _supervise(line, environment, log, lock, signals, over)
         if code:
             error = failure(folder, account, code, interrupted)
-            if patience.is_over and not interrupted:
-                error = JobError(
-                    f"too few machines came to the rendezvous within {machines.JOIN_S:.0f} s; the same line goes on",
-                    LostPeerError.exit_code,
-                )
             if not holder.is_launched(folder.path):
                 # Of several machines the last one says it; the others may go on.
                 outcome.settle(folder, error)
@@ -351,12 +341,12 @@ def _supervise(
     log: IO[bytes],
     lock: int,
     signals: _Signals,
-    over: Callable[[int], bool] | None = None,
+    over: Callable[[], bool] | None = None,
 ) -> tuple[int, int]:
     """Run `line` to its end; returns its exit code and the first signal that asked this process to stop, or 0.
 
     Args:
-        over: asked now and then, with its process id, whether to end it.
+        over: asked now and then whether to end it.
     """
     # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
     child = subprocess.Popen(
@@ -371,13 +361,13 @@ def _supervise(
     return child.returncode, signals.received[0] if signals.received else 0
 
 
-def _await(child: subprocess.Popen[bytes], over: Callable[[int], bool] | None) -> None:
+def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None) -> None:
     """Wait for the end of the child, which is asked to end when the job is over."""
     while over is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_LOOK_S)
             return
-        if over(child.pid):
+        if over():
             _stop(child.pid, signal.SIGTERM)
             break
     child.wait()

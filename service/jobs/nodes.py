@@ -1,7 +1,6 @@
 """The machines that share one job: how many, where they meet, and which address this one has. Imports no torch."""
 
 import contextlib
-import math
 import re
 import socket
 import time
@@ -17,10 +16,6 @@ from service.errors import ConfigError
 PORT = 29400
 # Machines of one job start at different times, and the rendezvous is one of them.
 _PATIENCE_S = 60.0
-# For the fewest machines to come.
-JOIN_S = 600.0
-# Between two looks whether torchrun has workers.
-_LOOK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -127,37 +122,6 @@ def await_rendezvous(nodes: Nodes, say: Callable[[str], object], patience_s: flo
                 f"`lorot rendezvous --port {nodes.port}` on that machine, and let its firewall pass the port"
             )
         time.sleep(0.5)
-
-
-class Patience:
-    """How long this machine waits at the rendezvous for the fewest machines, its torchrun without workers.
-
-    torchrun has a limit of its own, but closes the meeting for good with it: those who come later could not go on. A
-    machine too many waits as long as the others train, to take the place of one that is lost.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since = self._looked = time.monotonic()
-        self._sign: object = None
-        self.is_over = False
-
-    def has_ended(self, torchrun: int, sign: Callable[[], object] = lambda: None) -> bool:
-        """Whether process `torchrun` has had no workers for so long; to be asked now and then.
-
-        Args:
-            sign: something that changes while others train.
-        """
-        # Looking for children reads all of /proc.
-        if math.isinf(self._seconds) or time.monotonic() - self._looked < min(_LOOK_S, self._seconds / 4):
-            return self.is_over
-        self._looked = time.monotonic()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            now = sign()
-            if now != self._sign or psutil.Process(torchrun).children():
-                self._since, self._sign = time.monotonic(), now
-        self.is_over = time.monotonic() - self._since > self._seconds
-        return self.is_over
 
 
 def workers_of_all(job: TrainingConfig, nodes: Nodes | None, workers: int) -> None:

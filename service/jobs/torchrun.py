@@ -14,14 +14,13 @@ from service.jobs.nodes import Nodes, interface_of
 
 WORKER = "service.training.worker"
 # Seconds. A machine is taken for lost after interval x attempt without a sign; machines that are too late for the last
-# call are taken in by a further round; a round waits for its fewest machines as long as `join`: longer than
-# `nodes.Patience`, since torchrun then closes the meeting for good.
+# call are taken in by a further round; a round waits for its fewest machines as long as `join`.
 _RENDEZVOUS = {
     "is_host": 0,
     "last_call_timeout": 5,
     "keep_alive_interval": 2,
     "keep_alive_max_attempt": 2,
-    "join_timeout": 1_000_000,
+    "join_timeout": 600,
     "read_timeout": 30,
 }
 # torchrun counts the loss of another machine against its limit of restarts; the launcher keeps a better account.
@@ -89,7 +88,8 @@ def command(
         nodes: the machines of the job; None: this one alone.
         restarts: start the workers again when one fails. Those of several machines always are.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
+    program = "torch.distributed.run" if nodes is None else "service.training.agent"
+    launcher = [sys.executable, "-m", program, "--nproc-per-node", str(workers)]
     launcher += ["--rdzv-backend", "c10d", "--shutdown-timeout", str(shutdown_s)]
     launcher += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     # Without an address of its own torchrun looks up this machine's name, which may be slow or lead elsewhere.

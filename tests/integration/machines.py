@@ -147,4 +147,5 @@ def _is_worker(pid: int) -> bool:
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return False
-    return b"\0LOCAL_RANK=" in environment and b"torch.distributed.run" in _line_of(parent)
+    # Of torchrun, plain or as `lorot train` starts it.
+    return b"\0LOCAL_RANK=" in environment and b"--nproc-per-node" in _line_of(parent)

@@ -3,19 +3,15 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
 
 from service import ownership
 from service.errors import ConfigError, JobError, TakenError
-from service.jobs import local, nodes
-from service.jobs.nodes import Patience
+from service.jobs import local, torchrun
 from service.ownership import Ownership
 from service.run_folder import RunFolder
 from service.training import entrance, pulse
@@ -137,37 +133,17 @@ def test_who_has_a_folder_writes_down_where_its_machines_meet_and_that_one_alone
     assert folder.meeting == ""
 
 
-def test_a_machine_that_no_other_joins_gives_up_and_leaves_the_meeting_open(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_that_no_other_joins_gives_up_and_the_same_name_serves_until_the_job_has_ended(
+    here: Path, rendezvous: TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"workers": 1, "rdzv": f"127.0.0.1:{store.port}"}
-    # Long enough for torchrun to be waiting; sooner would prove less, and fail nothing.
-    monkeypatch.setattr(local.machines, "JOIN_S", 12.0)
-    with pytest.raises(JobError, match="too few machines came to the rendezvous within 12 s") as ended:
-        local.run("job.yaml", nnodes="2", **place)  # type: ignore[arg-type]
+    place = {"workers": 1, "rdzv": f"127.0.0.1:{rendezvous.port}"}
+    with monkeypatch.context() as impatient:
+        impatient.setitem(torchrun._RENDEZVOUS, "join_timeout", 3)
+        with pytest.raises(JobError, match="too few machines came to the rendezvous") as ended:
+            local.run("job.yaml", nnodes="2", **place)  # type: ignore[arg-type]
     assert ended.value.exit_code == 8
     assert not (here / "given.jsonl").exists()
-    monkeypatch.setattr(local.machines, "JOIN_S", 600.0)
     local.run("job.yaml", nnodes="1", **place)  # type: ignore[arg-type]
     assert (here / "given.jsonl").exists()
-
-
-def test_only_a_torchrun_without_workers_is_taken_to_wait_and_none_while_others_train(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(nodes, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as childless:
-        for pid, others_train, waits in (
-            (os.getpid(), False, False),
-            (childless.pid, False, True),
-            (childless.pid, True, False),
-        ):
-            patience = Patience(60.0)
-            for _ in range(7):
-                assert not patience.is_over
-                now[0] += 10
-                patience.has_ended(pid, lambda moves=others_train: now[0] if moves else None)
-            assert patience.is_over == waits
-        childless.communicate(b"\n")
+    with pytest.raises(JobError, match="the job has ended at this rendezvous"):
+        local.run("job.yaml", nnodes="1", **place)  # type: ignore[arg-type]

@@ -22,12 +22,12 @@ SEVERAL = Nodes(2, 4, "meet.example", 29400, "week", "10.1.2.3")
 
 
 def options(line: list[str]) -> dict[str, str]:
-    """What torchrun's own parser makes of the command line, in a process of its own since it imports torch."""
+    """What torchrun's own parser makes of its options, in a process of its own since it imports torch."""
     program = (
         "import json, sys\nfrom torch.distributed.run import get_args_parser\n"
         "print(json.dumps(vars(get_args_parser().parse_args(sys.argv[1:]))))"
     )
-    line = [sys.executable, "-c", program, *line[line.index("torch.distributed.run") + 1 :]]
+    line = [sys.executable, "-c", program, *line]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found
@@ -35,7 +35,7 @@ def options(line: list[str]) -> dict[str, str]:
 
 def test_torchrun_reads_the_command_line_of_several_machines_as_it_was_meant() -> None:
     line = torchrun.command("job.yaml", ["seed=7"], workers=8, shutdown_s=23, resume=True, nodes=SEVERAL, restarts=True)
-    found = options(line)
+    found = options(line[3:])
     wanted = {
         "nnodes": "2:4",
         "nproc_per_node": "8",
@@ -256,12 +256,12 @@ def test_the_script_for_plain_torchrun_has_the_options_of_lorot_train(tmp_path: 
     done = subprocess.run(["bash", *line], env=environment, capture_output=True, text=True, check=True)
     shares_store, *given = done.stdout.splitlines()
     assert shares_store == torchrun.environment(8)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"]
-    found = options(["torch.distributed.run", *given])
+    found = options(given)
     shutdown_s = config.resolve({"data": {"name": "demo"}}).shutdown_s
     line = torchrun.command(
         "job.yaml", ["seed=7"], workers=8, shutdown_s=shutdown_s, resume=True, nodes=SEVERAL, restarts=True
     )
-    wanted = options(line)
+    wanted = options(line[3:])
     # torchrun itself has to end such a job at some time.
     assert 3 < int(found.pop("max_restarts")) < int(wanted.pop("max_restarts"))
     assert found == wanted

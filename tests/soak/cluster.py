@@ -24,8 +24,6 @@ LOG_EVERY = 50
 TIMEOUT_S = 15
 PORT = 5000
 DISK_MB = 300
-# What a launcher says of it.
-_CLOSED = "needs another --run-id"
 # More than a line of the sample log.
 _LINE_BYTES = 1 << 14
 JOB = f"""
@@ -81,8 +79,6 @@ class Cluster:
         self._closed = threading.Event()
         self._server: subprocess.Popen[str] | None = None
         self._where = ""
-        self._meeting, self._is_closed = 1, False
-        self._told: dict[str, int] = {}
 
     @property
     def run(self) -> Path:
@@ -232,15 +228,9 @@ class Cluster:
         if job is not None:
             self.ends[job.returncode] += 1
             del self._jobs[machine.address]
-            # torchrun closes the meeting for all if an error of its own ends it; as they are told, they take another.
-            self._is_closed |= _CLOSED in machine.said.read_text()[self._told[machine.address] :]
-            if self._is_closed and not self._jobs:
-                self._meeting, self._is_closed = self._meeting + 1, False
         if self.has_ended() or machine.address in self._held or self._closed.is_set():
             return
         where = ["--nnodes", "1:2", "--nproc", "1", "--rdzv", self._where]
-        where += ["--run-id", f"{self._name}-{self._meeting}"] if self._meeting > 1 else []
-        self._told[machine.address] = len(machine.said.read_text()) if machine.said.exists() else 0
         self._jobs[machine.address] = machine.start(*self.line, *self.options, *where)
 
 
