@@ -532,3 +532,10 @@ def test_settings_of_the_whole_service_can_name_the_cluster(tmp_path: Path) -> N
         assert backend.reconcile() == {}
         backend.close()
         assert backend.reconcile() == {}, "closed, it connects anew"
+
+
+def test_a_job_that_was_taken_with_a_priority_starts_though_it_has_no_class_any_more(place: Place) -> None:
+    own = place.start(priority=5)
+    with pytest.raises(ConfigError, match="priority: 5 has no class"):
+        place.backend.check(own.job)
+    assert place.status().phase == "waiting"

@@ -37,6 +37,9 @@ LOCAL = "sqlite:////srv/lorot/mlflow.db"
         ("file:///mnt/shared/1/run", SERVER, ("/mnt/shared",)),
         ("/mnt/shared/1/run", SERVER, ("/elsewhere", "/mnt/shared")),
         ("sftp://store.lan/lorot/1", SERVER, ("sftp://store.lan/lorot",)),
+        ("file:///mnt/shared/1/run", SERVER, artifact_places.absolute(["file:///mnt/shared"])),
+        ("/mnt/shared/1/run", SERVER, artifact_places.absolute(["file:///mnt/shared"])),
+        ("dbfs:/databricks/tracking/1", "databricks", artifact_places.absolute(["dbfs:/databricks/tracking"])),
         ("file:///anywhere", SERVER, None),
     ],
 )

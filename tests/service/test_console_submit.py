@@ -3,6 +3,7 @@
 import json
 import runpy
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -354,12 +355,26 @@ def test_where_there_is_no_torch_only_what_the_network_takes_is_left_open(
     assert "Steps" in send(here, "validate", 200, base="", yaml=LINES).shown
 
 
+def test_who_works_it_out_reads_artifacts_where_the_service_may_and_nowhere_else(
+    here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str]] = []
+    done = subprocess.CompletedProcess(
+        [], 0, '{"rows": [], "warnings": [], "missing": [], "unknown": "", "problem": ""}'
+    )
+    monkeypatch.setattr(amounts.subprocess, "run", lambda *_, env, **__: seen.append(env) or done)
+    amounts.Estimator("http://mlflow.lan", ("/mnt/shared",)).ask({}, None)
+    assert [env["LOROT_ARTIFACT_ROOTS"] for env in seen] == ['["/mnt/shared"]']
+    send(here, "validate", 200, base="", yaml=LINES)
+    assert seen[-1]["LOROT_ARTIFACT_ROOTS"] == "[]"
+
+
 def test_only_so_many_answers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amounts, "_REMEMBERED", 2)
     monkeypatch.setattr(
         amounts,
         "_ask",
-        lambda resolved, workers, uri: (amounts.Amounts((("n", str(resolved["n"])),)), resolved["n"] != 2),
+        lambda resolved, workers, told: (amounts.Amounts((("n", str(resolved["n"])),)), resolved["n"] != 2),
     )
     estimator = amounts.Estimator("")
     for number in range(4):

@@ -85,6 +85,13 @@ plans = st.builds(
 )
 
 
+def test_a_job_waits_for_what_it_takes_of_and_for_nothing_else() -> None:
+    # As after a restart with less memory, or of jobs that were begun before it counted.
+    running = [Entry("a", 0, 0, Amount(0, 1, 48 * GB)), Entry("b", 0, 1, Amount(0, 1, 48 * GB))]
+    small, large = Entry("c", 0, 2, Amount(0, 1)), Entry("d", 0, 3, Amount(0, 1, 1 * GB))
+    assert queue.next_ones([small, large], running, CAPACITY) == [small]
+
+
 @given(plans)
 @settings(max_examples=150)
 def test_every_job_runs_in_the_end_and_never_more_at_once_than_there_is(plan: Plan) -> None:

@@ -120,6 +120,23 @@ def test_a_machine_whose_fellow_takes_the_folder_in_that_moment_joins_it(
     assert Path("given.jsonl").exists()
 
 
+def test_a_machine_that_meets_another_looking_at_the_folder_looks_once_more(
+    here: Path, rendezvous: TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+
+    def refuse_once(path: Path) -> bool:
+        looks.append(path)
+        if len(looks) == 1:
+            raise TakenError("another job runs there")
+        return False
+
+    monkeypatch.setattr(ownership, "refuse_if_owned", refuse_once)
+    local.run("job.yaml", run_id="new", workers=1, nnodes="1", rdzv=f"127.0.0.1:{rendezvous.port}")
+    assert Path("given.jsonl").exists()
+    assert len(looks) == 2
+
+
 def test_who_has_a_folder_writes_down_where_its_machines_meet_and_that_one_alone_meets_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
