@@ -365,8 +365,8 @@ def test_who_works_it_out_reads_artifacts_where_the_service_may_and_nowhere_else
     monkeypatch.setattr(amounts.subprocess, "run", lambda *_, env, **__: seen.append(env) or done)
     amounts.Estimator("http://mlflow.lan", ("/mnt/shared",)).ask({}, None)
     assert [env["LOROT_ARTIFACT_ROOTS"] for env in seen] == ['["/mnt/shared"]']
-    send(here, "validate", 200, base="", yaml=LINES)
-    assert seen[-1]["LOROT_ARTIFACT_ROOTS"] == "[]"
+    send(here, "check", 200, base="", yaml=LINES)
+    assert [env["LOROT_ARTIFACT_ROOTS"] for env in seen[1:]] == ["[]"]
 
 
 def test_only_so_many_answers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
