@@ -136,6 +136,8 @@ def test_a_job_is_submitted_stopped_and_gone_on_with_by_the_keyboard_alone(conso
         walk_to("base")
         keys.type("none")
         walk_to("yaml")
+        # In the place of what the form begins with.
+        keys.press("Control+A")
         keys.insert_text(CONFIG.format(root=console.root).replace("24 steps", "100000 steps"))
         expect(page.locator("#verdict")).to_contain_text("No problem was found")
         walk_to("send")
