@@ -23,7 +23,7 @@ from service.jobs.job import Job
 from service.jobs.record import Record
 from service.jobs.spec import JobSpec
 from tests.integration.processes import await_, family
-from tests.integration.small_job import CONFIG
+from tests.integration.small_job import CONFIG, LOG_EVERY
 
 pytestmark = pytest.mark.integration
 
@@ -69,7 +69,7 @@ def controller(desk: Desk) -> Iterator[Controller]:
 
 def spec(folder: Path, steps: int = STEPS, **fields: Any) -> JobSpec:
     """The small job, on one worker and without what the service decides."""
-    config = yaml.safe_load(CONFIG.format(root=folder, steps=steps))
+    config = yaml.safe_load(CONFIG.format(root=folder, steps=steps, every=LOG_EVERY))
     del config["output"], config["tracking"]["uri"]
     config |= {"workers": 1, "grace_s": 10, "registry": {"name": "tiny"}}
     return JobSpec(**{"name": "small", "config": config, **fields})
