@@ -21,10 +21,12 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Meeting]]:
     """Two that have met."""
     monkeypatch.setattr(dynamic_rendezvous, "DynamicRendezvousHandler", Meeting)
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    settings = {"last_call_timeout": 1, "keep_alive_interval": 1, "keep_alive_max_attempt": SILENCE_S}
-    parameters = RendezvousParameters("c10d", "", "job", 1, 2, local_addr="127.0.0.1", **settings)
+    settings = {"last_call_timeout": 1, "keep_alive_interval": 1}
     made = []
-    for _ in range(2):
+    # The first falls silent. It strikes off nobody itself, lest the second were, by a pause of this process.
+    for patience in (600, SILENCE_S):
+        own = {**settings, "keep_alive_max_attempt": patience}
+        parameters = RendezvousParameters("c10d", "", "job", 1, 2, local_addr="127.0.0.1", **own)
         store = TCPStore("127.0.0.1", server.port, is_master=False)
         made.append(dynamic_rendezvous.create_handler(store, C10dRendezvousBackend(store, "job"), parameters))
     with ThreadPoolExecutor() as pool:
