@@ -13,7 +13,7 @@ import pytest
 from processes import await_
 from record_server import PostgreSQL, Server, free_port
 
-from service import store
+from service import artifact_places, store
 from service.errors import ConfigError, TrackingError
 from service.jobs import settings_file
 from service.jobs.settings import ServiceSettings
@@ -128,11 +128,19 @@ def test_a_database_on_postgresql_with_local_artifacts_is_moved_with_them(
     experiment = api.create_experiment("lorot", artifact_location=(tmp_path / "artifacts").as_uri())
     run_id = api.create_run(experiment).info.run_id
     api.log_text(run_id, "weights", "model/weights.txt")
-    settings = ServiceSettings(state=tmp_path / "state", results=tmp_path / "jobs", tracking_uri=uri)
-    back_up(settings, tmp_path / "b.tar")
+    folders = {
+        "state": tmp_path / "state",
+        "results": tmp_path / "jobs",
+        "artifact_roots": [str(tmp_path / "artifacts")],
+    }
+    back_up(ServiceSettings.model_validate({**folders, "tracking_uri": uri}), tmp_path / "b.tar")
     empty = postgresql.database("moved")
     done = restore(tmp_path / "b.tar", tmp_path / "new", database_uri=empty)
-    assert settings_file.load(done.settings).tracking_uri == empty
+    found = settings_file.load(done.settings)
+    assert found.tracking_uri == empty
+    # A service over the restored record reads them where they lie now.
+    location = store.client(empty).get_run(run_id).info.artifact_uri
+    artifact_places.refuse_foreign(location, empty, found.artifact_roots)
     (tmp_path / "artifacts").rename(tmp_path / "gone")
     moved = store.client(empty)
     assert Path(moved.download_artifacts(run_id, "model/weights.txt")).read_text() == "weights"
