@@ -152,6 +152,14 @@ def _takes_anything(operation: Any) -> bool:
 
 def ask(target: Target, method: str, path: str, body: bytes, head: dict[str, bytes]) -> tuple[int, bytes, str]:
     """Status, body and content type of an answer to a request that is sent as it is; of a stream, how it begins."""
+    for _ in range(5):
+        # Who refuses a request by its headers closes before the body has come, and the answer may be lost with that.
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            return ask_once(target, method, path, body, head)
+    return ask_once(target, method, path, body, head)
+
+
+def ask_once(target: Target, method: str, path: str, body: bytes, head: dict[str, bytes]) -> tuple[int, bytes, str]:
     host, port = target.url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=120)
     try:
