@@ -338,9 +338,8 @@ def cached(
     options = hashlib.sha256(key.encode()).hexdigest()[:8]
     path = kept / f"{re.sub(r'[^A-Za-z0-9._-]', '_', f'{name}-{split}')}-{options}.arrow"
     # Beside the data first, also where they cannot be written: what has a new cache folder each time reads it there.
-    manifest = _current(cache.beside(root) / path.name, root, fingerprint)
-    if manifest is None:
-        manifest = _current(path, root, fingerprint)
+    places = dict.fromkeys((cache.beside(root) / path.name, path))
+    manifest = next((one for place in places if (one := _current(place, root, fingerprint)) is not None), None)
     if manifest is None:
         with cache.locked(kept):
             # Another process may have built it while this one waited.

@@ -41,8 +41,7 @@ class Amount:
 
     def fits(self, capacity: "Amount") -> bool:
         """Whether it is no more than `capacity`."""
-        has_cpus = self.cpus <= capacity.cpus + _ROUNDING
-        return self.gpus <= capacity.gpus and has_cpus and self.memory <= capacity.memory
+        return self.fits_beside(Amount(), capacity)
 
     def fits_beside(self, used: "Amount", capacity: "Amount") -> bool:
         """Whether there is room for it beside `used`, of what it takes; the rest may have been given away twice."""

@@ -2,12 +2,18 @@
 
 from concurrent.futures import wait
 
+from service import store
 from service.jobs.controller import Controller
 from service.jobs.desk import Desk
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 from tests.service.job_specs import spec
 from tests.service.memory_backend import MemoryBackend
+
+
+def away(*_: object, **__: object) -> None:
+    """In the place of what asks MLflow, while it cannot be reached."""
+    raise store.UnreachableError("nobody there")
 
 
 class Service:

@@ -14,7 +14,7 @@ from service.jobs.record import Record
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.service.job_specs import settings, spec
-from tests.service.stepped_service import Service
+from tests.service.stepped_service import Service, away
 
 
 @pytest.fixture
@@ -83,9 +83,6 @@ def test_a_job_waits_for_the_record_and_does_not_start_by_other_defaults(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = service.submit()
-
-    def away(*_: object) -> None:
-        raise store.UnreachableError("nobody there")
 
     with monkeypatch.context() as patch:
         patch.setattr(Record, "configuration", away)

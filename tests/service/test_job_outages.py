@@ -16,7 +16,7 @@ from service.jobs.backends import Status
 from service.jobs.record import Record
 from tests.service.job_specs import settings
 from tests.service.memory_backend import MemoryBackend
-from tests.service.stepped_service import Service
+from tests.service.stepped_service import Service, away
 
 
 @pytest.fixture
@@ -34,9 +34,6 @@ def test_while_mlflow_is_away_nothing_starts_and_what_runs_goes_on_and_is_record
     running = service.submit()
     service.step()
     waiting = service.submit()
-
-    def away(*_: object, **__: object) -> None:
-        raise store.UnreachableError("nobody there")
 
     with monkeypatch.context() as patch:
         patch.setattr(run_creation, "set_tags", away)
@@ -61,9 +58,6 @@ def test_a_status_that_mlflow_did_not_take_is_put_right_in_a_later_round(
 ) -> None:
     job = service.submit()
 
-    def away(*_: object) -> None:
-        raise store.UnreachableError("nobody there")
-
     with monkeypatch.context() as patch:
         patch.setattr(Record, "_settle", away)
         service.desk.cancel(job.id)
@@ -76,9 +70,6 @@ def test_a_service_that_starts_before_mlflow_is_there_begins_when_it_is(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = service.submit()
-
-    def away(*_: object) -> None:
-        raise store.UnreachableError("nobody there")
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "ensure_ready", away)
@@ -234,9 +225,6 @@ def test_an_outage_of_mlflow_uses_up_no_patience_with_the_store_of_artifacts(
     job = service.submit()
     service.step()
     service.backend.end(service.name(job))
-
-    def away(*_: object, **__: object) -> None:
-        raise store.UnreachableError("nobody there")
 
     with monkeypatch.context() as uploads:
         uploads.setattr(Record, "upload", away)
