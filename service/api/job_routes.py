@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Annotated, Any, BinaryIO, Literal, get_args
+from typing import Annotated, Any, BinaryIO, get_args
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -19,6 +19,7 @@ from service.api.questions import Questions, changing, reading
 from service.errors import ConfigError
 from service.jobs.desk import Desk
 from service.jobs.job import Job, State
+from service.jobs.spec import BackendName, Kind
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 # Also a part of it, from the beginning, as long as it is one job's only.
@@ -91,8 +92,8 @@ async def page(
     request: Request,
     who: Reader,
     state: Annotated[State | None, Query(description="one of " + ", ".join(get_args(State)))] = None,
-    kind: Annotated[Literal["train", "detect", "segment", "container"] | None, Query()] = None,
-    backend: Annotated[Literal["local", "docker", "kubernetes"] | None, Query()] = None,
+    kind: Annotated[Kind | None, Query()] = None,
+    backend: Annotated[BackendName | None, Query()] = None,
     owner: Annotated[str | None, Query(max_length=64, description="name of a token")] = None,
     name: Annotated[str | None, Query(max_length=64, description="of the job")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST)] = 50,

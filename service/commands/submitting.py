@@ -13,7 +13,7 @@ from typing import Any, Protocol, get_args
 from service.errors import BackendError, ConfigError, JobError, TrackingError
 from service.explaining import validated
 from service.jobs.job import ENDED, State
-from service.jobs.spec import KINDS, JobSpec
+from service.jobs.spec import KINDS, BackendName, JobSpec
 
 _KIND_OF = {"classify": "train", "detect": "detect", "segment": "segment"}
 # Between two looks at a job that is waited for, seconds: more often at first.
@@ -76,7 +76,7 @@ def check_choices(**chosen: str | None) -> None:
     known: dict[str, Sequence[str]] = {
         "state": get_args(State),
         "kind": KINDS,
-        "backend": ("local", "docker", "kubernetes"),
+        "backend": get_args(BackendName),
         "format": ("objects", "trainjob"),
     }
     for option, value in chosen.items():

@@ -11,7 +11,7 @@ from service.api.access import Identity
 from service.api.faults import TooManyRequestsError
 from service.api.intake import take_in
 from service.api.questions import changing, reading
-from service.console import submission
+from service.console import submission, words
 from service.console.amounts import Amounts, Estimator
 from service.console.entrance import Composer, Form, PageRoute, Submitter, see
 from service.console.rendering import page
@@ -107,7 +107,7 @@ def _show(
     notice: str = "",
 ) -> Response:
     desk: Desk = request.app.state.desk
-    checked = checked or Checked()
+    checked, on = checked or Checked(), submission.backends(desk.settings)
     return page(
         request,
         "submit.html",
@@ -125,8 +125,8 @@ def _show(
         shipped=submission.shipped(),
         labels=submission.LABELS,
         kinds=KINDS,
-        backends=submission.backends(desk.settings),
-        has_image=any(name != "local" for name in submission.backends(desk.settings)),
+        backends={name: words.PLACES[name][0] for name in on},
+        has_image=any(name != "local" for name in on),
     )
 
 

@@ -19,10 +19,11 @@ STATES: Mapping[str, str] = {
     "failed": "has failed",
     "killed": "was stopped",
 }
-_PLACES = {
-    "local": "a process of this machine",
-    "docker": "containers of a Docker engine",
-    "kubernetes": "objects of a Kubernetes cluster",
+# Of each backend its name, and what a job is there.
+PLACES: Mapping[str, tuple[str, str]] = {
+    "local": ("this machine", "a process of this machine"),
+    "docker": ("Docker", "containers of a Docker engine"),
+    "kubernetes": ("Kubernetes", "objects of a Kubernetes cluster"),
 }
 # How metrics begin whose values are fractions.
 _SHARES = ("top1", "top5", "gt_known", "AP", "max_box_acc")
@@ -78,7 +79,7 @@ def place(job: Job) -> str:
     """Where a job runs, in a few words."""
     spec = job.spec
     shape = "" if spec.nodes == "1" else f", {spec.nodes.replace(':', ' to ')} nodes"
-    return f"{_PLACES[spec.backend]}{shape}"
+    return f"{PLACES[spec.backend][1]}{shape}"
 
 
 def handle(job: Job, attempt: Attempt) -> str:

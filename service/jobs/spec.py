@@ -1,7 +1,7 @@
 """What is submitted: a configuration to train by, or a container with a command. Data alone. Imports no torch."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -16,7 +16,10 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "
 _OURS = ("LOROT_", "MLFLOW_", "TORCHELASTIC_", "MASTER_", "LD_", "PYTHON", "NVIDIA_VISIBLE_", "NVIDIA_DRIVER_")
 _OUR_NAMES = ("PATH", "HOME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
-KINDS = ("train", "detect", "segment", "container")
+Kind = Literal["train", "detect", "segment", "container"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# Modules of `service.jobs.backends`.
+BackendName = Literal["local", "docker", "kubernetes"]
 
 
 def _size(text: str) -> str:
@@ -68,7 +71,7 @@ class Resources(Section):
 class JobSpec(Section):
     """One job, as a client hands it in."""
 
-    kind: Literal["train", "detect", "segment", "container"] = Field("train", description="what runs")
+    kind: Kind = Field("train", description="what runs")
     name: str = Field("job", pattern=_NAME, description="for people; need not be the only one")
     experiment: str | None = Field(None, max_length=200, description="MLflow experiment; default: the service's")
     config: dict[str, Any] = Field({}, description="train, detect, segment: the keys of a configuration")
@@ -79,7 +82,7 @@ class JobSpec(Section):
     outputs: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
         (), max_length=100, description="container: files and folders below /results to be kept in the record"
     )
-    backend: Literal["local", "docker", "kubernetes"] = Field("local", description="where it runs")
+    backend: BackendName = Field("local", description="where it runs")
     image: str | None = Field(
         None,
         max_length=500,

@@ -78,18 +78,25 @@ class Training:
         self.run(batches, _WARM_UP)
         return max(_STEPS[0], min(_STEPS[1], int(_PHASE_S / self.run(batches, 1).seconds)))
 
-    def load(self, batches: loading.Loader, steps: int | None) -> tuple[Phase, list[Batch]]:
-        """Take batches and do nothing with them: for as many steps, or as long as a phase is; some are kept."""
+    def load(self, loader: loading.Loader, batches: Iterator[Batch], steps: int | None) -> tuple[Phase, list[Batch]]:
+        """Take the loader's batches and do nothing with them: for as many steps, or as long as a phase is.
+
+        Args:
+            batches: the loader's, as they are watched.
+
+        Returns:
+            What was measured, and a few of the batches.
+        """
         kept = list(itertools.islice(batches, max(_KEPT, self.engine.accumulation)))
         began, cpu_s = self._start()
-        waited, taken = batches.read_wait_s, 0
+        waited, taken = loader.read_wait_s, 0
         wanted = steps * self.engine.accumulation if steps else _STEPS[1] * self.engine.accumulation
         while taken < wanted and (steps or taken < 2 or time.perf_counter() - began < _PHASE_S / 2):
             next(batches)
             taken += 1
         _synchronise(self.engine.world.device)
         images = taken * len(kept[0].labels)
-        waited = batches.read_wait_s - waited
+        waited = loader.read_wait_s - waited
         return _over_workers(images, time.perf_counter() - began, _cpu_s() - cpu_s, self.engine, waited), kept
 
     @property

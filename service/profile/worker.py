@@ -5,21 +5,25 @@ import dataclasses
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 from typing import IO
 
 import torch
 
 from pipelines import loading, pretext
+from pipelines.batch import Batch
 from service import machine, models
 from service.config import JobConfig, TrainingConfig
 from service.profile.findings import RESULT, Findings, Setting
 from service.profile.measuring import Training
 from service.run_folder import RunFolder
 from service.training import distributed, entrance, feeding, objectives
+from service.training.distributed import World
 from service.training.ema import Ema
 from service.training.engine import Engine
 from service.training.engine_settings import autocast_dtype
 from service.training.meters import Meters
+from service.training.watchdog import Watchdog
 
 # So small that no weight moves and no loss can overflow; a step costs the same at any rate.
 _RATE = 1e-12
@@ -39,17 +43,24 @@ def main(arguments: list[str] | None = None) -> int:
         assert isinstance(job, JobConfig)
         if os.environ.get("RANK", "0") == "0":
             entrance.forget_earlier(folder)
-        found = work(job, given.steps)
+        found = work(job, folder, given.steps)
         if found is not None:
             folder.write(RESULT, dataclasses.asdict(found))
 
     return entrance.enter(given.config, given.overrides, profile)
 
 
-def work(job: JobConfig, steps: int | None) -> Findings | None:
+def work(job: JobConfig, folder: RunFolder, steps: int | None) -> Findings | None:
     """Measure the job's parts with the other workers; the main one has the findings."""
     job = job.model_copy(update={"optimizer": job.optimizer.model_copy(update={"lr": _RATE})})
     world = distributed.connect(job.device)
+    with Watchdog(folder, world, job.timeout_s) as watchdog:
+        found = _measure(job, world, steps, watchdog)
+    distributed.disconnect()
+    return found if world.is_main else None
+
+
+def _measure(job: JobConfig, world: World, steps: int | None, watchdog: Watchdog) -> Findings:
     train_set, _ = feeding.open_splits(job, world)
     task = pretext.load(job.pretext.name, **job.pretext.options)
     num_pretext = task.num_labels if objectives.learns_pretext(job.objective.name) else 0
@@ -74,20 +85,21 @@ def work(job: JobConfig, steps: int | None) -> Findings | None:
             **feeding.loader_options(job, world),
         )
 
+    def watched(batches: Iterator[Batch], what: str) -> Iterator[Batch]:
+        return watchdog.through(batches, "waiting for a batch", what)
+
     with opened() as batches:
-        loader, kept = training.load(batches, steps)
-    again = itertools.cycle(kept)
+        loader, kept = training.load(batches, watched(batches, "measuring the loader"), steps)
+    again = watched(itertools.cycle(kept), "measuring the step")
     count = steps or training.num_steps(again)
     if steps:
         training.run(again, 1)
     step = training.run(again, count)
     with opened() as batches:
-        training.run(batches, 1)
-        both = training.run(batches, count)
+        new = watched(batches, "measuring both")
+        training.run(new, 1)
+        both = training.run(new, count)
     engine.close()
-    distributed.disconnect()
-    if not world.is_main:
-        return None
     pixels = train_set.heights.astype(float) * train_set.widths
     dtype = autocast_dtype(job, world.device)
     setting = Setting(

@@ -2,19 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.integration.processes import await_, workers
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
 
 
-def test_a_real_job_is_profiled_on_two_workers_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(
-        """
+JOB = """
 global_batch: 32
 micro_batch: 8
 workers: 2
@@ -24,7 +25,10 @@ pretext: {name: lorot_e}
 objective: {name: multi_task}
 model: {name: resnet_small, width: 16}
 """
-    )
+
+
+def test_a_real_job_is_profiled_on_two_workers_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
     line = [sys.executable, "-m", "service.cli", "profile", "job.yaml", "--steps", "3", "--json"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
@@ -48,3 +52,28 @@ def test_a_job_that_cannot_run_is_refused_as_training_would_refuse_it(tmp_path: 
     done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 3, done.stderr
     assert "nowhere" in done.stderr
+
+
+def test_a_worker_that_freezes_is_named_and_ends_the_profile(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    folders = tmp_path / "tmp"
+    folders.mkdir()
+    line = [sys.executable, "-m", "service.cli", "profile", "job.yaml", "timeout_s=40", "--steps", "1000000"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folders)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    profile = subprocess.Popen(line, cwd=tmp_path, env=env, text=True, **pipes)  # type: ignore[call-overload]
+    try:
+        signs = "lorot-profile-*/*/workers/rank1.json"
+        await_(lambda: any("measuring" in sign.read_text() for sign in folders.glob(signs)), "it measures", 120)
+        alive = workers(profile.pid)
+        alive[1].send_signal(signal.SIGSTOP)
+        _, said = profile.communicate(timeout=400)
+    finally:
+        for process in workers(profile.pid).values():
+            process.kill()
+        profile.kill()
+    assert profile.returncode == 8, said
+    assert "worker 1 stopped answering within timeout_s=40" in said
+    assert "measuring the loader" in said
+    assert not any(worker.is_running() for worker in alive.values())
+    assert list(folders.glob("lorot-profile-*")) == []

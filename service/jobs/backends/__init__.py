@@ -1,5 +1,8 @@
 """Where jobs run, one file each: `local`, `docker`, `kubernetes`. Found by name. Imports no torch.
 
+Another one is a file here, its name in `service.jobs.spec.BackendName`, its section in `BackendSettings` and its words
+in `service.console.words.PLACES`. What elsewhere asks for a name is what differs: how a job sees its paths, secrets.
+
 Every call may be repeated without effect: the service can be killed between asking and writing down that it has asked.
 What a backend makes carries the attempt's name, so it is found again without any note.
 """
@@ -8,12 +11,13 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
+from service.jobs.spec import BackendName
 
-NAMES = ("local", "docker", "kubernetes")
+NAMES: tuple[BackendName, ...] = get_args(BackendName)
 Handle = Mapping[str, Any]
 
 
