@@ -221,18 +221,13 @@ class Attempts:
         self._note_start(job, attempt, status)
 
     def _resolved(self, job: Job) -> dict[str, Any]:
-        """What it starts with: what it was submitted with, whatever the defaults are by now; empty for a container.
+        """The configuration that it starts with.
 
         Raises:
             ConfigError: it may not be started any more.
             TrackingError: the record does not answer.
         """
-        if job.spec.kind == "container":
-            return {}
-        recorded = self._record.configuration(job.id)
-        if recorded is None:  # recorded by a version that kept none
-            return checking.resolve(job.spec, self._settings)
-        return checking.admitted(recorded, job.spec, self._settings)
+        return checking.starts_with(job.spec, self._settings, self._record.configuration(job.id))
 
     def _note_start(self, job: Job, attempt: Attempt, status: Status) -> None:
         seen = _seen(attempt, status)

@@ -21,8 +21,17 @@ _NO_ID = "0" * 32
 _JOBS: Mapping[str, str] = {"train": "classify", "detect": "detect", "segment": "segment"}
 
 
-def check(spec: JobSpec, settings: ServiceSettings, backend: Backend, capacity: Amount) -> dict[str, Any]:
-    """The resolved configuration of a job that may be submitted; empty for a container.
+def check(
+    spec: JobSpec,
+    settings: ServiceSettings,
+    backend: Backend,
+    capacity: Amount,
+    recorded: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The resolved configuration of a job that may be submitted, or started once more; empty for a container.
+
+    Args:
+        recorded: what it was resolved to when it was submitted, if that is a while ago.
 
     Raises:
         ConfigError: what is wrong with it, or what of it this service does not allow or have.
@@ -36,9 +45,24 @@ def check(spec: JobSpec, settings: ServiceSettings, backend: Backend, capacity: 
     if spec.secrets and spec.backend != "kubernetes":
         # A cluster has its own.
         orders.secret_values(spec, settings)
-    resolved = {} if spec.kind == "container" else resolve(spec, settings)
+    resolved = starts_with(spec, settings, recorded)
     backend.check(Job(_NO_ID, "", spec, "queued"))
     return resolved
+
+
+def starts_with(spec: JobSpec, settings: ServiceSettings, recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """What a job is given: what it was submitted with, whatever the defaults are by now; empty for a container.
+
+    Raises:
+        ConfigError: it may not be started any more.
+    """
+    if spec.kind == "container":
+        return {}
+    if recorded is None:  # new, or recorded by a version that kept none
+        return resolve(spec, settings)
+    # Another version may not know all its keys.
+    config.resolve_any(copy.deepcopy(recorded), source="config")
+    return admitted(recorded, spec, settings)
 
 
 def resolve(spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:

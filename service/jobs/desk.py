@@ -88,14 +88,9 @@ class Desk:
         with self._loading:
             return dict(self._backends)
 
-    def check(self, spec: JobSpec) -> dict[str, Any]:
-        """The resolved configuration of a job that may be submitted; empty for a container.
-
-        Raises:
-            ConfigError: what is wrong with it, or what of it this service does not allow or have.
-            BackendError: the place where it is to run does not answer.
-        """
-        return checking.check(spec, self.settings, self.backend(spec.backend), self.capacity)
+    def check(self, spec: JobSpec, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
+        """As `checking.check`, by this service's settings, for this machine."""
+        return checking.check(spec, self.settings, self.backend(spec.backend), self.capacity, recorded)
 
     def submit(self, spec: JobSpec, *, owner: str = "", key: str = "") -> tuple[Job, bool]:
         """A new job, and True; or the one that this owner's key has made before, and False.
@@ -216,22 +211,22 @@ class Desk:
         Raises:
             StateError: it finished, or has not ended.
             ConfigError: as `check`: what was allowed then may not be now.
+            TrackingError: the record does not answer.
         """
         job = self.get(job_id)
         self._refuse_unless(job, "retry")
-        self.check(job.spec)
+        self.check(job.spec, self.record.configuration(job.id))
         return self.record.update(job.id, lambda now: self._again(now, "retry", resume=False))
 
     def resume(self, job_id: str) -> Job:
         """Let a job that failed or was stopped go on from its last checkpoint.
 
         Raises:
-            StateError: it finished, or has not ended.
-            ConfigError: as `check`.
+            StateError, ConfigError, TrackingError: as `retry`.
         """
         job = self.get(job_id)
         self._refuse_unless(job, "resume")
-        self.check(job.spec)
+        self.check(job.spec, self.record.configuration(job.id))
         return self.record.update(job.id, lambda now: self._again(now, "resume", resume=True))
 
     def logs(

@@ -8,6 +8,7 @@ import yaml
 
 from service import config, run_creation, store
 from service.config import TrainingConfig
+from service.errors import ConfigError
 from service.jobs import job_tags
 from service.jobs.job import Job
 from service.jobs.record import Record
@@ -77,6 +78,40 @@ def test_a_queued_job_starts_with_what_was_recorded_although_the_defaults_are_ot
     assert started_with(service, job)["optimizer"]["momentum"] == 0.9
     # What was recorded without is known from its folder.
     assert service.desk.configuration(old.id)["optimizer"]["momentum"] == 0.5
+
+
+@pytest.mark.parametrize("what", ["retry", "resume"])
+def test_a_job_starts_again_by_what_was_recorded_where_its_spec_would_be_refused_by_now(
+    what: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit()
+    service.step()
+    service.backend.end(service.name(job), 2)
+    service.step()
+    real = config.resolve_any
+
+    def stricter(values: dict[str, Any], source: str) -> TrainingConfig:
+        if "momentum" not in values.get("optimizer", {}):
+            raise ConfigError("optimizer.momentum has no default any more")
+        if "mixup" in values:
+            raise ConfigError("mixup is unknown")
+        return real(values, source=source)
+
+    monkeypatch.setattr(config, "resolve_any", stricter)
+    with pytest.raises(ConfigError, match="no default any more"):
+        service.desk.check(spec())
+    getattr(service.desk, what)(job.id)
+    service.step(2)
+    assert service.name(job).endswith("-2")
+    # And what this version does not know is refused before anything starts.
+    service.backend.end(service.name(job), 2)
+    service.step()
+    with monkeypatch.context() as patch:
+        newer = {**service.desk.configuration(job.id), "mixup": 0.2}
+        patch.setattr(Record, "configuration", lambda record, job_id: newer)
+        with pytest.raises(ConfigError, match="mixup is unknown"):
+            getattr(service.desk, what)(job.id)
+    assert service.state(job) == "failed"
 
 
 def test_a_job_waits_for_the_record_and_does_not_start_by_other_defaults(

@@ -168,11 +168,11 @@ def test_a_job_that_somebody_else_has_resumed_meanwhile_goes_on_undisturbed(
     service.step()
     real = service.desk.check
 
-    def meanwhile(given: JobSpec) -> object:
+    def meanwhile(given: JobSpec, recorded: dict[str, object] | None) -> object:
         monkeypatch.setattr(service.desk, "check", real)
         service.desk.resume(job.id)
         service.step()
-        return real(given)
+        return real(given, recorded)
 
     monkeypatch.setattr(service.desk, "check", meanwhile)
     with pytest.raises(StateError, match="is running"):
