@@ -149,9 +149,13 @@ found["processes"] = sorted(int(name) for name in os.listdir("/proc") if name.is
 found["shm"] = os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize
 found["most_processes"] = [open(place).read().strip() for place in
     ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max") if os.path.exists(place)]
+kept = lambda *names: " ".join(open("/sys/fs/cgroup/" + name).read().strip() for name in names)
+new = os.path.exists("/sys/fs/cgroup/cpu.max")
+found["cpus"] = kept("cpu.max") if new else kept("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+found["memory"] = kept("memory.max") if new else kept("memory/memory.limit_in_bytes")
 print(json.dumps(found))
 """
-    job = order(settings, *python(program), resources={"shm": "96MiB"})
+    job = order(settings, *python(program), resources={"shm": "96MiB", "cpus": 1.25, "memory": "256MiB"})
     backend.start(job)
     assert awaited(backend, job).exit_code == 0, said(backend, job)
     found = json.loads(said(backend, job))
@@ -165,6 +169,10 @@ print(json.dumps(found))
     assert len(found["processes"]) < 3
     assert found["shm"] == 96 * 2**20
     assert found["most_processes"] == ["4096"]
+    # What the kernel holds it to.
+    quota, period = map(int, found["cpus"].split())
+    assert quota / period == 1.25
+    assert int(found["memory"]) == 256 * 2**20
 
 
 def test_ends_are_told_apart(backend: DockerBackend, settings: ServiceSettings) -> None:
