@@ -116,8 +116,9 @@ def environment(workers: int, nodes: Nodes | None = None) -> dict[str, str]:
     network = "lo" if nodes is None else interface_of(nodes.address)
     if network:
         here.setdefault("GLOO_SOCKET_IFNAME", network)
+    # Where `service.training.pulse` tells that this machine lives; one of several may start a job of its own.
+    here.pop("LOROT_RENDEZVOUS", None)
     if nodes is not None:
-        # Where `service.training.pulse` tells that this machine lives.
         here["LOROT_RENDEZVOUS"] = nodes.endpoint
     # DeepSpeed compiles with the ninja beside this interpreter, which an environment that was not activated hides.
     here["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), here.get("PATH", os.defpath)])

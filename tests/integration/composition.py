@@ -18,12 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration import debian
 from tests.integration import engine as engines
 from tests.integration.engine import ROOT, Engine
 from tests.integration.record_server import free_port
 
 OURS = ("service", "backup", "record")
+# The environment, the image that has a copy of it, and what pip takes meanwhile.
+_WORKER_NEEDS = 25_000_000_000
 POSTGRES = {
     "Dockerfile": f"""
 FROM {engines.BASE}
@@ -97,6 +101,15 @@ def build(engine: Engine, target: str, context: Mapping[str, bytes]) -> str:
         engine.build(name, context, **arguments)
         engine.images.add(name)
     return name
+
+
+def build_worker(engine: Engine) -> str:
+    """The image of jobs by docker/Dockerfile; the test is skipped where nobody asked for it, or it does not fit."""
+    if not os.environ.get("LOROT_BUILD_WORKER"):
+        pytest.skip("LOROT_BUILD_WORKER=1 builds it, of 8 GB; docker/README.md")
+    if engine.folder is not None and (free := shutil.disk_usage(engine.folder).free) < _WORKER_NEEDS:
+        pytest.skip(f"LOROT_BUILD_WORKER=1: {free / 1e9:.0f} GB of disk are free, {_WORKER_NEEDS / 1e9:.0f} are needed")
+    return build(engine, "worker", checkout())
 
 
 def checkout() -> dict[str, bytes]:

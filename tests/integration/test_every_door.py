@@ -1,7 +1,7 @@
 """A training handed in by curl, by the command line and by a browser becomes a registered model, wherever it runs.
 
-The places are this machine, a container, and two containers that train together. All share one service, one engine, one
-MLflow server and one data set.
+The places are this machine, a container, two containers that train together, and such two of the image that is shipped.
+All share one service, one engine, one MLflow server and one data set.
 """
 
 import json
@@ -16,6 +16,7 @@ import yaml
 from playwright.sync_api import Browser, expect
 
 from service import registry, store
+from tests.integration import composition
 from tests.integration import engine as engines
 from tests.integration.browser import Watched
 from tests.integration.engine import Engine
@@ -38,18 +39,21 @@ class Place:
         backend, nodes: as a spec has them.
         resources: of a node, besides the defaults.
         mounts: folders of this machine that it asks to see.
+        is_shipped: it runs in an image of docker/Dockerfile, which it names, and not in the service's.
     """
 
     backend: str
     nodes: str = "1"
     resources: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[str, ...] = ()
+    is_shipped: bool = False
 
 
 PLACES = {
     "local": Place("local"),
     "docker": Place("docker", "1", _LIMITS, engines.mounts()),
     "two-nodes": Place("docker", "2", _LIMITS, engines.mounts()),
+    "shipped": Place("docker", "2", _LIMITS, is_shipped=True),
 }
 
 
@@ -86,9 +90,10 @@ def configuration(service: Service, model: str) -> str:
     return CONFIG.format(root=service.folder, steps=STEPS, model=model)
 
 
-def by_curl(service: Service, chromium: Browser, place: Place, name: str) -> str:
+def by_curl(service: Service, chromium: Browser, place: Place, image: str, name: str) -> str:
     config = yaml.safe_load(configuration(service, name))
     spec = {"name": name, "backend": place.backend, "nodes": place.nodes, "mounts": place.mounts, "config": config}
+    spec |= {"image": image} if image else {}
     body = {"spec": spec | {"resources": dict(place.resources)}, "key": name}
     line = ["curl", "--silent", "--show-error", "--fail-with-body", "--header", "Content-Type: application/json"]
     # While a busy machine says 503; to a file, in which only the last answer stays.
@@ -100,7 +105,7 @@ def by_curl(service: Service, chromium: Browser, place: Place, name: str) -> str
     return str(json.loads(answer.read_text())["id"])
 
 
-def by_command(service: Service, chromium: Browser, place: Place, name: str) -> str:
+def by_command(service: Service, chromium: Browser, place: Place, image: str, name: str) -> str:
     file = service.folder / f"{name}.yaml"
     file.write_text(configuration(service, name))
     options = ["--backend", place.backend, "--nodes", place.nodes, "--name", name]
@@ -108,12 +113,13 @@ def by_command(service: Service, chromium: Browser, place: Place, name: str) -> 
         options += [f"--{key}", value]
     for mount in place.mounts:
         options += ["--mount", mount]
+    options += ["--image", image] if image else []
     done = lorot(service.folder, "submit", str(file), *options, "--server", service.url, "--json")
     assert done.returncode == 0, done.stderr
     return str(json.loads(done.stdout)["id"])
 
 
-def by_browser(service: Service, chromium: Browser, place: Place, name: str) -> str:
+def by_browser(service: Service, chromium: Browser, place: Place, image: str, name: str) -> str:
     with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
         watched = Watched(context, service.url)
         page = watched.open("/submit")
@@ -122,6 +128,8 @@ def by_browser(service: Service, chromium: Browser, place: Place, name: str) -> 
         page.get_by_label("YAML", exact=True).fill(configuration(service, name))
         page.get_by_label("Backend", exact=True).select_option(place.backend)
         page.get_by_label("Nodes", exact=True).fill(place.nodes)
+        if image:
+            page.get_by_label("Image", exact=True).fill(image)
         if place.resources:
             page.get_by_label("Memory of a node", exact=True).fill(place.resources["memory"])
             page.get_by_text("More: priority").click()
@@ -136,7 +144,7 @@ def by_browser(service: Service, chromium: Browser, place: Place, name: str) -> 
         return found[1]
 
 
-DOORS: Mapping[str, Callable[[Service, Browser, Place, str], str]] = {
+DOORS: Mapping[str, Callable[[Service, Browser, Place, str, str], str]] = {
     "curl": by_curl,
     "command": by_command,
     "browser": by_browser,
@@ -145,11 +153,15 @@ DOORS: Mapping[str, Callable[[Service, Browser, Place, str], str]] = {
 
 @pytest.mark.parametrize("where", PLACES)
 def test_a_job_becomes_a_registered_model_by_whichever_door_it_came(
-    service: Service, chromium: Browser, where: str
+    service: Service, engine: Engine, chromium: Browser, where: str
 ) -> None:
     place = PLACES[where]
+    image = composition.build_worker(engine) if place.is_shipped else ""
     # All are handed in before the first has ended: they share the machine.
-    jobs = {f"{door}-{where}": submit(service, chromium, place, f"{door}-{where}") for door, submit in DOORS.items()}
+    jobs = {}
+    for door, submit in DOORS.items():
+        name = f"{door}-{where}"
+        jobs[name] = submit(service, chromium, place, image, name)
     for name, job in jobs.items():
         check_job(service, place, name, job)
     for name, job in jobs.items():

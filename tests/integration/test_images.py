@@ -101,9 +101,7 @@ print(json.dumps([[name for name in needed if not importlib.util.find_spec(name)
 def test_the_workers_image_trains_read_only_as_nobody_special_and_without_a_network(
     engine: Engine, tmp_path: Path
 ) -> None:
-    if not os.environ.get("LOROT_BUILD_WORKER"):
-        pytest.skip("LOROT_BUILD_WORKER=1 builds it, of 8 GB; docker/README.md")
-    image = composition.build(engine, "worker", composition.checkout())
+    image = composition.build_worker(engine)
     configuration = engine.client.api.inspect_image(image)["Config"]
     assert (configuration["User"], configuration["Healthcheck"]["Test"]) == ("lorot", ["NONE"])
     assert engine.size_bytes(image) < WORKER_BYTES

@@ -77,6 +77,10 @@ def test_workers_of_several_machines_are_told_where_those_give_signs_of_life(mon
     monkeypatch.delenv(pulse.VARIABLE, raising=False)
     assert pulse.VARIABLE not in torchrun.environment(2)
     assert torchrun.environment(2, SEVERAL)[pulse.VARIABLE] == "meet.example:29400"
+    # A worker of several machines starts a job of its own.
+    monkeypatch.setenv(pulse.VARIABLE, "theirs.example:29400")
+    assert pulse.VARIABLE not in torchrun.environment(2)
+    assert torchrun.environment(2, SEVERAL)[pulse.VARIABLE] == "meet.example:29400"
 
 
 @pytest.mark.parametrize(
