@@ -16,7 +16,6 @@ from bisect import insort
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from service import artifact_places, run_creation, store
@@ -31,7 +30,6 @@ from service.jobs.twins import Twins
 _log = logging.getLogger(__name__)
 
 _NUM_LOCKS = 64
-_NONE: Mapping[str, Any] = MappingProxyType({})
 _ID, _DIGITS = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]+")
 
 
@@ -62,8 +60,8 @@ class Record:
         self._unsure: dict[str, set[str]] = {}
         self._doubts = Doubts()
         self._twins = Twins(self.uri)
-        self.is_read_beside = False
-        self._has_open = self._has_all = False
+        self._placed = ""  # the run whose artifacts lie where they may, which never changes
+        self.is_read_beside = self._has_open = self._has_all = False
         # While ended jobs are read: what is left of them, and a job of each key.
         self._pages = runs.Pages(self.uri)
         self._first: dict[str, str] = {}
@@ -180,12 +178,12 @@ class Record:
         return found
 
     def create(
-        self, spec: JobSpec, resolved: Mapping[str, Any] = _NONE, *, owner: str = "", key: str = ""
+        self, spec: JobSpec, resolved: Mapping[str, Any] | None = None, *, owner: str = "", key: str = ""
     ) -> tuple[Job, bool]:
         """A new job, and True; or the one that this owner's key has made before, and False.
 
         Args:
-            resolved: the configuration that it is to start with; empty: none, or it is resolved then.
+            resolved: the configuration that it is to start with; without: none, or it is resolved then.
 
         Raises:
             ConfigError: the record cannot hold it, or its experiment keeps artifacts where none may be kept.
@@ -194,14 +192,14 @@ class Record:
         """
         self.load_open()
         if not key:
-            return self._make(spec, resolved, owner, "")
+            return self._make(spec, resolved or {}, owner, "")
         if known := self._known(owner, key):
             return creation.same(known, spec), False
         # Two requests at once, be they another process's, are one after the other.
         with self._creating, creation.turn(self._settings):
             if known := self._known(owner, key):
                 return creation.same(known, spec), False
-            job, is_new = self._make(spec, resolved, owner, key)
+            job, is_new = self._make(spec, resolved or {}, owner, key)
             return (job if is_new else creation.same(job, spec)), is_new
 
     def get(self, job_id: str) -> Job:
@@ -329,7 +327,9 @@ class Record:
         """Keep a file, or a folder's content, as an artifact of the job's run; raises TrackingError, PlaceError."""
         with store.explained(self.uri):
             api = store.client(self.uri)
-            artifact_places.refuse_foreign(api.get_run(job_id).info.artifact_uri, self.uri, self._roots)
+            if job_id != self._placed:
+                artifact_places.refuse_foreign(api.get_run(job_id).info.artifact_uri, self.uri, self._roots)
+                self._placed = job_id
             (api.log_artifacts if path.is_dir() else api.log_artifact)(job_id, str(path), subfolder)
 
     def configuration(self, job_id: str) -> dict[str, Any] | None:
