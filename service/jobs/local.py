@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import random
 import re
@@ -40,8 +41,10 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _TAIL_LINES = 15
 # For a tracking server to answer before a job is started.
 _TRACKING_S = 20.0
-# How often a job whose workers are restarted is looked at.
+# How often a job is looked at.
 _LOOK_S = 0.5
+# Of the time that a signal leaves, what this process takes for itself: whoever sent it may kill at its end.
+_OWN_S = 1.0
 # Of workers that may have ended only because another one did.
 _CAUSED = {REQUEUE, LostPeerError.exit_code}
 # How torchrun's last traceback tells that this machine's workers cannot be among the job's any more.
@@ -138,7 +141,7 @@ def run(
         restarts=allowed > 0,
     )
     say(f"starting {count} worker{'s' if count > 1 else ''}; what libraries print goes to {folder.log(0)}")
-    launch(folder, line, count, {splits.VARIABLE: found}, nodes=nodes, restarts=allowed)
+    launch(folder, line, count, {splits.VARIABLE: found}, nodes=nodes, restarts=allowed, grace_s=job.grace_s)
     return job
 
 
@@ -150,6 +153,7 @@ def launch(
     *,
     nodes: Nodes | None = None,
     restarts: int = 0,
+    grace_s: float = math.inf,
 ) -> None:
     """Run a command line of `torchrun.command` to its end, with the run folder claimed; raises what `run` does.
 
@@ -157,10 +161,11 @@ def launch(
         told: environment variables for the workers, on top of `torchrun.environment`.
         nodes: as for the command line.
         restarts: failures in a row that are restarted; the command line says that at all.
+        grace_s: seconds from a signal to the end of all this, whatever still runs or does not answer.
     """
     own = f"-{nodes.address}" if nodes is not None else ""
     # To the very end: a signal that is repeated may not keep the run's end out of its record.
-    with _passing_on() as signals:
+    with _passing_on(grace_s) as signals:
         with _claimed(folder.path, own) as lock, (folder.path / f"torchrun{own}.log").open("ab") as log:
             folder.error.unlink(missing_ok=True)
             account = Account(folder, Path(log.name), log.tell(), restarts, alone=nodes is None)
@@ -172,7 +177,7 @@ def launch(
             error = failure(folder, account, code, interrupted)
             if not holder.is_launched(folder.path):
                 # Of several machines the last one says it; the others may go on.
-                outcome.settle(folder, error)
+                outcome.settle(folder, error, max(_OWN_S / 2, signals.left_s - _OWN_S / 2))
             raise error
 
 
@@ -307,11 +312,19 @@ def _claimed(folder: Path, own: str = "") -> Iterator[int]:
 class _Signals:
     """Which signals have come, and the torchrun that hears of the first; None before it starts and after its end."""
 
+    grace_s: float
     received: list[int] = field(default_factory=list)
     child: subprocess.Popen[bytes] | None = None
+    first_s: float = math.inf
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until all is to be over; without an end before the first signal."""
+        return self.grace_s - max(0.0, time.monotonic() - self.first_s) if self.received else math.inf
 
     def hear(self, number: int, _frame: FrameType | None) -> None:
         again = number in self.received
+        self.first_s = min(self.first_s, time.monotonic())
         self.received.append(number)
         if self.child is not None:
             if number == signal.SIGINT and again:
@@ -322,9 +335,9 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _passing_on() -> Iterator[_Signals]:
+def _passing_on(grace_s: float) -> Iterator[_Signals]:
     """Hear the signals that a job is stopped with; afterwards they mean what they did before."""
-    signals = _Signals()
+    signals = _Signals(grace_s)
     # nohup has SIGHUP ignored, and that is to last.
     heeded = [n for n in PASSED_ON if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, signals.hear) for number in heeded}
@@ -355,22 +368,23 @@ def _supervise(
     signals.child = child
     if signals.received:
         _stop(child.pid, signals.received[0])
-    _await(child, over)
+    _await(child, over, signals)
     # From here on its number may be another process's.
     signals.child = None
     return child.returncode, signals.received[0] if signals.received else 0
 
 
-def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None) -> None:
-    """Wait for the end of the child, which is asked to end when the job is over."""
-    while over is not None:
+def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, signals: _Signals) -> None:
+    """Wait for the end of the child: it is asked to end when the job is over, and killed when a signal's time is."""
+    while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_LOOK_S)
             return
-        if over():
+        if signals.left_s < _OWN_S:
+            _stop(child.pid, signal.SIGKILL)
+        elif over is not None and over():
             _stop(child.pid, signal.SIGTERM)
-            break
-    child.wait()
+            over = None
 
 
 def _stop(pid: int, number: int) -> None:

@@ -17,6 +17,7 @@ from pipelines import amounts
 from service import config, holder, machine, ownership
 from service.errors import ConfigError, JobError, LorotError, TakenError, TrackingError
 from service.jobs import local, torchrun
+from service.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -43,6 +44,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Non
     (folder / "stand_in.py").write_text("import os, sys\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(program))
     monkeypatch.setattr(local, "WORKER", "stand_in")
     monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def lives(pid: int) -> bool:
+    """Whether it does anything: nobody may have looked after a dead one."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_every_worker_gets_the_configuration_and_its_share_of_the_cores(
@@ -339,6 +345,29 @@ def test_a_signal_while_the_end_is_recorded_changes_nothing(here: Path, monkeypa
         assert heard == [signal.SIGTERM], "afterwards it means what it did before"
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_what_does_not_end_is_killed_with_all_its_children_before_the_time_that_a_signal_leaves_is_over(
+    here: Path,
+) -> None:
+    """As torchrun that waits for a rendezvous which does not answer."""
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "worker = os.fork()\n"
+        "name = 'child' if worker else 'worker'\n"
+        "pathlib.Path(name).write_text(str(os.getpid()))\n"
+        "while worker and not pathlib.Path('worker').exists(): time.sleep(0.01)\n"
+        "if worker: os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(120)\n"
+    )
+    folder = RunFolder(here / "runs/job")
+    folder.make()
+    with pytest.raises(JobError, match="stopped by SIGTERM") as caught:
+        local.launch(folder, [sys.executable, "-c", program], 1, grace_s=3)
+    assert caught.value.exit_code == 75
+    for name in ("child", "worker"):
+        assert not lives(int((here / name).read_text()))
 
 
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

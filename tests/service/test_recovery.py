@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,24 @@ def test_a_job_that_was_stopped_is_killed_and_any_other_failed(
     monkeypatch.setattr(Holder, "is_alive", lambda self: False)
     outcome.settle(RunFolder(tmp_path / "run"), JobError("it ended", code))
     assert status(run.run_id) == expected
+
+
+def test_a_launcher_that_has_no_time_left_leaves_the_end_in_the_spool_for_later(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "job"
+    run_id = killed_job(folder)
+    answers = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "_delivery", lambda *_: lambda records: answers.wait(120) and 1 / 0)
+        outcome.settle(RunFolder(folder), JobError("stopped by SIGTERM", 75), within_s=1.0)
+        # It has not waited for the server.
+        (sending,) = [thread for thread in threading.enumerate() if thread.name == "outcome"]
+        answers.set()
+        sending.join()
+    assert status(run_id) == "RUNNING"
+    recovery.sync(folder)
+    assert (status(run_id), losses(run_id)) == ("KILLED", [1, 2, 3, 4, 5, 6])
 
 
 def test_what_the_workers_said_themselves_stands(place: str, tmp_path: Path) -> None:
