@@ -13,9 +13,9 @@ import yaml
 
 from pipelines import pretext
 from service import curves, data_wait, figures, store
-from service.errors import DataError, StorageError
+from service.errors import EXIT_CODES, DataError, StorageError
 from service.figures import Series
-from service.run_folder import parse_metrics
+from service.run_folder import RunFolder, parse_metrics
 
 # Above this a matrix is no longer readable; the pairs that are mixed up most often are listed alone.
 _MOST_CLASSES = 20
@@ -33,7 +33,8 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
     """Write the report of a run to `path` and return it. What the run did not leave behind is left out.
 
     Args:
-        run_folder: of a training job: config.yaml, metrics.jsonl, summary.json, confusion.json, samples.png.
+        run_folder: of a training job: config.yaml, metrics.jsonl, summary.json, error.json, confusion.json,
+            samples.png.
         wsol: folder of a localization's results, shown as well.
 
     Raises:
@@ -56,9 +57,11 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
     page = environment.get_template("report.html").render(
         name=str(config.get("name", run_folder.name)),
         about=_about(config),
+        failure=_failure(RunFolder(run_folder)),
         tiles=_tiles(summary, history, found),
         charts=curves.of_run(history, _num_pretext(config)),
         samples=_data_uri(run_folder / "samples.png"),
+        nonfinite=_nonfinite(summary),
         confusion=_confusion(run_folder / "confusion.json"),
         wsol=found,
         cost=cost(summary, history),
@@ -69,7 +72,8 @@ def write(run_folder: Path, path: Path, *, wsol: Path | None = None) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        # A file's name in a message need not be UTF-8.
+        path.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise StorageError(f"{path}: cannot write the report ({error.strerror}); choose another place") from None
     return path
@@ -143,6 +147,30 @@ def cost(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> 
     shown = [(name, show(value)) for name, value, show in measured if value is not None]
     left_out = _left_out(summary)
     return [*shown, ("Images left out as unreadable", left_out)] if left_out else shown
+
+
+def _failure(folder: RunFolder) -> dict[str, str] | None:
+    """Why the last attempt ended, as a worker has said; None if none has."""
+    said = folder.read(folder.error.name)
+    if not isinstance(said.get("message"), str):
+        return None
+    code = said.get("exit_code")
+    meaning = EXIT_CODES.get(code) if isinstance(code, int) else None
+    return {"message": said["message"], "code": "" if meaning is None else f"Exit code {code}: {meaning}."}
+
+
+def _nonfinite(summary: Mapping[str, Any]) -> list[tuple[int, str, str]]:
+    """(step, what was not finite, the samples concerned) of the updates left out; none of a run that kept no more."""
+    known = {why["step"]: why for why in summary.get("nonfinite_steps", ())}
+    rows = []
+    for step in summary.get("skipped_steps", ()) if known else ():
+        if (why := known.get(step)) is None:
+            rows.append((step, "not known", "not known"))
+            continue
+        more = why["num_samples"] - len(why["samples"])
+        rest = f" and {more:,} more" if more else ""
+        rows.append((step, why["kind"], ", ".join(map(str, why["samples"])) + rest))
+    return rows
 
 
 def _left_out(summary: Mapping[str, Any]) -> str | None:

@@ -177,7 +177,7 @@ def _train(
                 f"{folder.path / LEFT_OUT} names them"
             )
         if watch.num_left_out(lengths.total):
-            display.say(f"updates left out as not finite: {watch.num_left_out(lengths.total)}; log-rank*.txt name them")
+            display.say(f"updates left out as not finite: {watch.num_left_out(lengths.total)}; the report names them")
         if run is not None:
             waited = data_wait.median(report.read_history(folder.metrics))
             if reason := data_wait.explain(waited):
@@ -190,6 +190,7 @@ def _train(
                 "images": lengths.total * job.global_batch,
                 "skipped_images": skipped,
                 "skipped_steps": watch.state()["left_out"],
+                "nonfinite_steps": watch.state()["nonfinite_steps"],
                 "data_wait_share": waited,
                 **used,
             }

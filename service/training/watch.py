@@ -1,7 +1,7 @@
 """What all workers agree on once a step, though only one may have seen it: a number not finite, a signal, a clock.
 
-Also which steps' updates were left out because their loss or gradient was not finite, and whether an evaluation is
-still owed: the two things about a step that do not follow from its number, and go into every checkpoint.
+Also which steps' updates were left out because their loss or gradient was not finite, and why, and whether an
+evaluation is still owed: the two things about a step that do not follow from its number, and go into every checkpoint.
 """
 
 import logging
@@ -16,10 +16,12 @@ from service.config import TrainingConfig
 from service.errors import NonFiniteLossError
 from service.training import distributed
 from service.training.engine import Engine, on_device
+from service.training.nonfinite import NonFinite
 
 # Batches of an evaluation that a GPU's answer is read behind, lest the host waits for it.
 _EVALUATION_LAG = 8
-_SHOWN = 64
+# Steps whose samples a last word lists.
+_LISTED = 10
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +117,8 @@ class Watch:
         self._asking: list[_Answer] = []
         self._asked = -1
         self._stop = 0
-        self._left_out: set[int] = set()
+        # None: left out by a version that did not write down why.
+        self._left_out: dict[int, NonFinite | None] = {}
         self.owes_evaluation = False
 
     @property
@@ -138,11 +141,17 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; JSON values, the same on all workers."""
-        return {"left_out": sorted(self._left_out), "owes_evaluation": self.owes_evaluation}
+        return {
+            "left_out": sorted(self._left_out),
+            "nonfinite_steps": [{"step": step} | why.state() for step, why in sorted(self._known().items())],
+            "owes_evaluation": self.owes_evaluation,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`'s result. Steps that are already known as bad stay so."""
-        self._left_out |= {int(step) for step in state.get("left_out", ())}
+        for step in state.get("left_out", ()):
+            self._left_out.setdefault(int(step), None)
+        self._left_out |= {int(why["step"]): NonFinite.from_state(why) for why in state.get("nonfinite_steps", ())}
         self.owes_evaluation = bool(state.get("owes_evaluation"))
         self._losses, self._ids, self._waiting, self._asking = [], [], [], []
         self._asked = -1
@@ -214,22 +223,24 @@ class Watch:
         self._hear(interrupted, terminated)
         return bool(save)
 
+    def _known(self) -> dict[int, NonFinite]:
+        return {step: why for step, why in self._left_out.items() if why is not None}
+
     def _leave_out(self, step: _Step, what: str) -> None:
-        told = (
-            f"the {what} is not finite at step {step.number}, in micro-batches of samples {self._samples(step, what)}"
-        )
+        why = NonFinite.of(what, self._samples(step, what))
+        told = f"the {what} is not finite at step {step.number}, in micro-batches of samples {why.told()}"
         advice = "A lower optimizer.lr, clip_norm, a longer schedule.warmup or precision=bf16 in place of fp16 may help"
         if self._policy == "stop":
             raise NonFiniteLossError(
                 f"{told}; nothing after {self._keeper.last_saved()} was kept. {advice}, or on_nonfinite=skip; "
                 "--resume goes on from there"
             )
-        if len(self._left_out | {step.number}) > self._limit:
+        if len(self._left_out.keys() | {step.number}) > self._limit:
             raise NonFiniteLossError(
                 f"{told}; nonfinite_limit: {self._limit} updates were left out already, of steps "
-                f"{', '.join(map(str, sorted(self._left_out)))}. {advice}"
+                f"{', '.join(map(str, sorted(self._left_out)))}. {advice}{self._earlier()}"
             )
-        self._left_out.add(step.number)
+        self._left_out[step.number] = why
         count = f"its update is left out ({len(self._left_out)} of at most {self._limit})"
         _log.warning("%s; %s", told, count)
         if self._policy == "rewind":
@@ -237,7 +248,12 @@ class Watch:
             raise Rewind(told)
         self._say(f"{told}; {count}")
 
-    def _samples(self, step: _Step, what: str) -> str:
+    def _earlier(self) -> str:
+        """The samples of the latest steps left out, a line each: no summary will name them."""
+        latest = sorted(self._known().items())[-_LISTED:]
+        return "".join(f"\n  step {step}: the {why.kind}, samples {why.told()}" for step, why in latest)
+
+    def _samples(self, step: _Step, what: str) -> list[int]:
         """The bad micro-batches' samples of all workers; a gradient is everybody's."""
         # -1 stands for those that were fine.
         chosen = [
@@ -245,5 +261,4 @@ class Watch:
             for loss, part in zip(step.losses, step.ids, strict=True)
         ]
         found = distributed.gather(torch.stack(chosen)).flatten().tolist()
-        samples = [str(sample) for sample in found if sample >= 0]
-        return ", ".join(samples[:_SHOWN]) + (f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else "")
+        return [sample for sample in found if sample >= 0]

@@ -1,5 +1,6 @@
 """Steps whose loss or gradient is not finite, through loop and engine, beside a loop that never saw them."""
 
+import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from service.training.ema import Ema
 from service.training.engine import Engine
 from service.training.lengths import Lengths
 from service.training.meters import Meters
+from service.training.nonfinite import NonFinite
 from service.training.schedule import learning_rate
 from service.training.watch import Rewind, Watch
 
@@ -168,6 +170,8 @@ def test_a_skipped_step_leaves_everything_as_if_it_had_not_been(zero_stage: int,
         f"the {spoilt} is not finite at step {BAD}, in micro-batches of samples {', '.join(map(str, named))}; "
         "its update is left out (1 of at most 10)"
     ]
+    why = {"step": BAD, "kind": spoilt, "samples": list(named), "num_samples": len(named)}
+    assert trained.watch.state()["nonfinite_steps"] == [why]
     counts = [(step, record["train/skipped_steps"]) for step, record in trained.keeper.records if "train/lr" in record]
     assert counts == [(2, 0), (4, 1), (5, 1)]
     assert all(value == value for _, record in trained.keeper.records for value in record.values())
@@ -246,6 +250,42 @@ def test_beyond_the_limit_skipping_stops_the_run() -> None:
     ):
         trained.run(batches(0, spoil=True))
     trained.engine.close()
+
+
+def test_beyond_the_limit_the_last_word_lists_the_samples_of_earlier_steps() -> None:
+    trained = Trained(job(on_nonfinite="skip", nonfinite_limit=1))
+    why = {"step": 2, "kind": "gradient", "samples": [4, 8], "num_samples": 70}
+    trained.watch.load_state({"left_out": [2], "nonfinite_steps": [why]})
+    with pytest.raises(NonFiniteLossError) as caught:
+        trained.run(batches(0, spoil=True))
+    trained.engine.close()
+    assert str(caught.value).splitlines()[1:] == ["  step 2: the gradient, samples 4, 8 and 68 more"]
+
+
+def test_why_steps_were_left_out_outlives_a_checkpoint_also_beside_an_older_ones_steps() -> None:
+    trained = Trained(job(on_nonfinite="skip"))
+    # A version that did not write down why.
+    trained.watch.load_state({"left_out": [1], "owes_evaluation": False})
+    assert trained.watch.state() == {"left_out": [1], "nonfinite_steps": [], "owes_evaluation": False}
+    trained.run(batches(0, spoil=True))
+    trained.engine.close()
+    kept = json.loads(json.dumps(trained.watch.state()))
+    assert (kept["left_out"], [why["step"] for why in kept["nonfinite_steps"]]) == ([1, BAD], [BAD])
+    again = Trained(job(on_nonfinite="skip"))
+    again.watch.load_state(kept)
+    assert again.watch.state() == kept
+    # As after going back to a checkpoint of before: what is known by then is not forgotten.
+    again.watch.load_state({"left_out": [1, BAD]})
+    again.watch.load_state({})
+    again.engine.close()
+    assert again.watch.state() == kept | {"owes_evaluation": False}
+
+
+def test_of_very_many_samples_the_first_are_kept_and_how_many_there_were() -> None:
+    found = NonFinite.of("gradient", range(100, 1100))
+    assert found.state() == {"kind": "gradient", "samples": list(range(100, 164)), "num_samples": 1000}
+    assert NonFinite.from_state(found.state()) == found
+    assert found.told().endswith(", 163 and 936 more")
 
 
 def test_going_back_and_leaving_the_step_out_ends_where_skipping_it_does() -> None:

@@ -1,6 +1,5 @@
 """The report: whole, self-contained, escaped, and patient with what is missing."""
 
-import html.parser
 import json
 import math
 import re
@@ -18,24 +17,9 @@ from service.downstream import overlays
 from service.downstream.scores import CAM_THRESHOLDS, CENTRE_SHARES, IOU_THRESHOLDS, Tally
 from service.downstream.wsol import Example, Result
 from service.errors import DataError, StorageError
+from tests.service.report_page import Page, tables
 
 HOSTILE = "<script>alert('x')</script>&\"'"
-
-
-class Page(html.parser.HTMLParser):
-    """Every tag of a page with its attributes, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def run_folder(root: Path, name: str = "quickstart", classes: tuple[str, ...] = ("house", "tree")) -> Path:
@@ -148,6 +132,60 @@ def test_text_from_data_is_escaped(tmp_path: Path) -> None:
     page = Page(text)
     assert HOSTILE in " ".join(page.texts)
     assert any(HOSTILE in (attributes.get("aria-label") or "") for _, attributes in page.tags)
+
+
+def add_to_summary(folder: Path, **more: object) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def test_updates_left_out_are_listed_with_what_was_not_finite_and_the_samples(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    known = [
+        {"step": 7, "kind": "loss", "samples": [40, 3], "num_samples": 2},
+        {"step": 9, "kind": "gradient", "samples": [5, 6], "num_samples": 1500},
+    ]
+    # Step 2 was left out by a version that did not write down why.
+    add_to_summary(folder, skipped_steps=[2, 7, 9], nonfinite_steps=known)
+    (table,) = [
+        rows
+        for rows in tables(report.write(folder, tmp_path / "report.html").read_text())
+        if rows[0] == ["step", "not finite", "samples"]
+    ]
+    assert table[1:] == [
+        ["2", "not known", "not known"],
+        ["7", "loss", "40, 3"],
+        ["9", "gradient", "5, 6 and 1,498 more"],
+    ]
+
+
+def test_an_older_summary_names_the_steps_alone(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    add_to_summary(folder, skipped_steps=[2, 7])
+    text = report.write(folder, tmp_path / "report.html").read_text()
+    assert "2: steps 2, 7" in " ".join(Page(text).texts)
+    assert "Updates left out</h2>" not in text
+
+
+def test_the_error_that_ended_a_run_is_told_as_it_stands(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    message = f"the loss is not finite at step 3, in micro-batches of samples 20, 21\n  {HOSTILE} caf\udce9"
+    content = {"type": "NonFiniteLossError", "message": message, "exit_code": 4}
+    (folder / "error.json").write_text(json.dumps(content))
+    (folder / "summary.json").unlink()
+    text = report.write(folder, tmp_path / "report.html").read_text()
+    assert "<script" not in text
+    page = Page(text)
+    assert "Why the last attempt ended" in page.texts
+    assert "Exit code 4: non-finite loss." in page.texts
+    assert message.replace("\udce9", "?") in page.texts
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"message": 3}', '{"exit_code": 4}'])
+def test_a_damaged_word_of_an_error_costs_no_report(tmp_path: Path, content: str) -> None:
+    folder = run_folder(tmp_path)
+    (folder / "error.json").write_text(content)
+    assert "Why the last attempt ended" not in report.write(folder, tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
