@@ -1,14 +1,17 @@
-"""What recording costs a training, by the state of the tracking server: well, slow, killed. Ratios to no recording.
+"""What recording costs a training, by the state of the tracking server: well, slow, failing, killed.
+
+Ratios to no recording.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.record_cost [--rounds 5] [--steps 600] [--every 20] [--delay 3]
 
 Every twentieth step of a small network logs twenty values, as a job does by default; `--every 1` is twenty times that,
 of which the server, on the same two cores, takes its share. In each round every case trains the same number of steps; a
 ratio is the median over the rounds, each paired with its own round's training without a record. `slowest append` is the
-longest single call of `log_metrics`.
+longest single call of `log_metrics`. A failing server answers 500, 503 and 429 by turns from the first record on.
 """
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -24,7 +27,8 @@ from service.config import ModelConfig, TrackingConfig
 from tests.integration.record_server import Server
 
 PROXY = Path(__file__).resolve().parents[1] / "integration" / "fault_proxy.py"
-CASES = ("none", "well", "slow", "killed")
+CASES = ("none", "well", "slow", "failing", "killed")
+ERRORS = ("500", "503", "429")
 
 
 def main() -> None:
@@ -47,7 +51,8 @@ def main() -> None:
             for number in range(given.rounds):
                 times = {}
                 # Each case comes first, second, ... in turn.
-                for case in CASES[number % 4 :] + CASES[: number % 4]:
+                first = number % len(CASES)
+                for case in CASES[first:] + CASES[:first]:
                     times[case], slowest = one(case, step, server, Path(folder) / f"{case}{number}", given)
                     appends[case].append(slowest)
                 for case in CASES:
@@ -57,9 +62,9 @@ def main() -> None:
             server.kill()
     for case in CASES[1:]:
         median, slowest_ms = statistics.median(ratios[case]), 1000 * max(appends[case])
-        print(f"{case:7}{median:.3f} of the time without a record; slowest append {slowest_ms:.1f} ms")
+        print(f"{case:8}{median:.3f} of the time without a record; slowest append {slowest_ms:.1f} ms")
     well = statistics.median(ratios["well"])
-    for case in ("slow", "killed"):
+    for case in CASES[2:]:
         print(f"{case} : well = {statistics.median(ratios[case]) / well:.3f}")
 
 
@@ -88,17 +93,28 @@ def one(
     """Train with the server in this state; the time it took and the slowest append, seconds."""
     if case == "none":
         return train(step, given, None)
-    line = [sys.executable, str(PROXY), str(server.port)]
-    with subprocess.Popen([*line, str(given.delay if case == "slow" else 0)], stdout=subprocess.PIPE) as proxy:
-        assert proxy.stdout is not None
-        uri = f"http://127.0.0.1:{int(proxy.stdout.readline())}"
+    with contextlib.ExitStack() as stack:
+        proxy, port = started(stack, server, str(given.delay if case == "slow" else 0))
+        uri = f"http://127.0.0.1:{port}"
         run = tracking.open_run(TrackingConfig(uri=uri, system_metrics=False), name=case, folder=folder)
-        if case == "killed":
+        if case in ("failing", "killed"):
             proxy.kill()
+            proxy.wait()
+        if case == "failing":
+            started(stack, server, "0", "--port", str(port), "--status", *ERRORS)
         found = train(step, given, run)
         run.finish(timeout_s=0.1)
-        proxy.kill()
     return found
+
+
+def started(stack: contextlib.ExitStack, server: Server, *arguments: str) -> "tuple[subprocess.Popen[bytes], int]":
+    """A proxy before the server until `stack` closes, and its port."""
+    proxy = subprocess.Popen([sys.executable, str(PROXY), str(server.port), *arguments], stdout=subprocess.PIPE)
+    # At its end it waits for the killed one.
+    stack.enter_context(proxy)
+    stack.callback(proxy.kill)
+    assert proxy.stdout is not None
+    return proxy, int(proxy.stdout.readline())
 
 
 def train(step: Callable[[], float], given: argparse.Namespace, run: tracking.Run | None) -> tuple[float, float]:
