@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+@contextlib.contextmanager
+def answering(folder: Path, database: str) -> Iterator[Server]:
+    """A server with a new record, on "sqlite" or on "postgresql"."""
+    cluster = PostgreSQL() if database == "postgresql" else None
+    try:
+        made = Server(folder, None if cluster is None else cluster.database("mlflow"))
+        made.start()
+        yield made
+        made.kill()
+    finally:
+        if cluster is not None:
+            cluster.stop()
 
 
 def free_port() -> int:

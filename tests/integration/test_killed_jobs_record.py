@@ -1,11 +1,13 @@
 """What MLflow shows of a training job that is killed hard, once with and once without its launcher, and goes on."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from record_jobs import lines_of, lorot, steps_done, wait_until, write_config
+from record_server import answering
 
 from service import tracking
 from tests.integration.processes import family, lives, workers
@@ -15,9 +17,19 @@ pytestmark = pytest.mark.integration
 STEPS = 300
 
 
-def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracking.ensure_ready(uri)
+@pytest.fixture(params=["files", "sqlite", "postgresql"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of the record: a database that the job opens itself, or an `mlflow server` on either."""
+    if request.param == "files":
+        tracking.ensure_ready(f"sqlite:///{tmp_path}/mlflow.db")
+        yield f"sqlite:///{tmp_path}/mlflow.db"
+    else:
+        (tmp_path / "server").mkdir()
+        with answering(tmp_path / "server", request.param) as server:
+            yield server.uri
+
+
+def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(uri: str, tmp_path: Path) -> None:
     run = write_config(tmp_path, uri, STEPS)
     api = tracking.client(uri)
 
@@ -28,6 +40,8 @@ def test_a_killed_job_is_shown_as_failed_or_resumed_and_in_the_end_as_finished(t
     # The worker dies: the launcher, which is still there, says so.
     job = lorot(tmp_path, "train", str(tmp_path / "job.yaml"))
     wait_until(lambda: steps_done(run) >= 25, tmp_path)
+    # Else the launcher, which takes seconds for it, has many records to send before the end.
+    wait_until(lambda: "train/loss" in api.get_run(run.read("run.json")["run_id"]).data.metrics, tmp_path)
     workers(job.pid)[0].kill()
     assert job.wait(120) != 0
     assert info() == ("FAILED", None)

@@ -15,7 +15,7 @@ import torch
 from fault_proxy import HANG, LOST, PASS, RESET, Fault, FaultProxy, Request
 from processes import await_
 from record_jobs import lines_of, lorot, write_config
-from record_server import PostgreSQL, Server
+from record_server import Server, answering
 
 from pipelines.plan import View
 from service import bundle, models, recovery, registry, tracking
@@ -32,16 +32,8 @@ BROKEN = Fault(status=500, text='{"error_code": "INTERNAL_ERROR", "message": "a 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Answering, on either database."""
-    cluster = PostgreSQL() if request.param == "postgresql" else None
-    try:
-        database = None if cluster is None else cluster.database("mlflow")
-        made = Server(tmp_path_factory.mktemp(request.param), database)
-        made.start()
+    with answering(tmp_path_factory.mktemp(request.param), request.param) as made:
         yield made
-        made.kill()
-    finally:
-        if cluster is not None:
-            cluster.stop()
 
 
 @pytest.fixture
