@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def work(job: JobConfig, folder: RunFolder, steps: int | None) -> Findings | None:
     """Measure the job's parts with the other workers; the main one has the findings."""
     job = job.model_copy(update={"optimizer": job.optimizer.model_copy(update={"lr": _RATE})})
-    world = distributed.connect(job.device)
+    world = distributed.connect(job.device, job.timeout_s)
     with Watchdog(folder, world, job.timeout_s) as watchdog:
         found = _measure(job, world, steps, watchdog)
     distributed.disconnect()

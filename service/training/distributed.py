@@ -18,6 +18,7 @@ from torch import Tensor
 
 from service import errors
 from service.errors import ConfigError, JobError, LorotError, LostPeerError
+from service.training import meeting
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 LOOK_S = 0.2
 # So much longer than asked for does NCCL wait, which ends the process without a word: the watchdog goes first.
 _NCCL_SPARE_S = 60.0
+_MEETING_SPARE_S = 10.0
 # How gloo and NCCL tell that a peer is gone; torch has a class of its own for some of it only.
 _LOST = re.compile(r"gloo/|NCCL|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 # How torch's store tells that its address is another's: libuv's words, and the system's.
@@ -54,11 +56,12 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
 
     Args:
         device: "cpu", "cuda" or "auto" (GPUs if there are any).
-        timeout_s: how long a collective operation waits for a worker before it fails.
+        timeout_s: how long a collective operation waits for a worker before it fails, and how long this does: they
+            are started together, so that nothing of a job's makes one of them come later than another.
 
     Raises:
         ConfigError: "cuda" without a GPU, or the address where the workers are to meet is taken.
-        LostPeerError: another worker did not come, or went while they met.
+        LostPeerError: another worker did not come, or went while they met, or what listens there does not answer.
     """
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
@@ -69,15 +72,24 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s + (_NCCL_SPARE_S if backend == "nccl" else 0.0))
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    what = f"worker {rank} of {size} cannot meet the others at {where}"
+
+    def meet() -> None:
+        if chosen.type == "cuda":
+            # It is a thread's own.
+            torch.cuda.set_device(chosen)
+        store = _meeting_place(rank, size, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
     if not dist.is_initialized():
         try:
-            store = _meeting_place(rank, size, timeout)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            # What fails by itself says more, and goes first.
+            meeting.within(timeout_s + _MEETING_SPARE_S, meet, f"{what} within timeout_s={timeout_s:g}")
         except (RuntimeError, OSError) as error:
             if not (isinstance(error, OSError) or is_lost_peer(error)):
                 raise
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            what = f"worker {rank} of {size} cannot meet the others at {where}: {error}"
+            what = f"{what}: {error}"
             # Whatever else it is, a machine that dies while the others start causes it too, and is no lasting fault.
             if size == 1 or (rank == 0 and _TAKEN.search(str(error))):
                 raise ConfigError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -64,6 +65,35 @@ def test_workers_whose_others_do_not_come_have_lost_them() -> None:
         code, said = connect(rank, 2, free_port())
         assert code == 8, said
         assert said.startswith(f"LostPeerError worker {rank} of 2 cannot meet the others")
+
+
+@pytest.mark.parametrize("worker", ["service.training.worker", "service.profile.worker"])
+def test_a_main_worker_that_listens_and_never_answers_ends_the_others_with_its_address(
+    worker: str, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text("{name: job, device: cpu, timeout_s: 5, data: {name: demo}}")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "LOROT"))}
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        where = f"127.0.0.1:{mute.getsockname()[1]}"
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": where.split(":")[1], "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-m", worker, "job.yaml"],
+            cwd=tmp_path,
+            env=inherited | address | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    log = (tmp_path / "runs/job/log-rank1.txt").read_text()
+    assert done.returncode == 8, log
+    told = json.loads((tmp_path / "runs/job/error.json").read_text())
+    assert (told["type"], told["exit_code"]) == ("LostPeerError", 8)
+    said = rf"worker 1 of 2 cannot meet the others at {where} within timeout_s=5: no answer for \d+ s"
+    assert re.fullmatch(said, told["message"])
+    # Its place in the code, too.
+    assert "in _meeting_place" in log
 
 
 def place_after(restarts: int, machines: int, server: TCPStore, monkeypatch: pytest.MonkeyPatch) -> Store:
