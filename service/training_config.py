@@ -126,7 +126,7 @@ class TrainingConfig(Section):
         600.0,
         ge=1,
         description="seconds that a worker waits for the others, or for a batch, before it ends and says where each "
-        "stood; longer than the slowest step. Up to the first batch it waits ten minutes at least",
+        "stood; longer than the slowest step. Up to the first batch it waits ten minutes at least for those that live",
     )
     log_samples: bool = Field(
         False,

@@ -61,12 +61,13 @@ class Watchdog:
     machines it hears within seconds that one has vanished, whatever `timeout_s` is (`pulse`).
 
     While the workers start, one of them may index a data set or fetch a model for hours. What ends that is no clock but
-    the silence of another worker: none of its lines for `timeout_s`.
+    the silence of another worker: none of its lines for `timeout_s`. In `together`, where all wait for the first batch
+    of a loader too, such a silence ends it as well, and so do ten minutes if all of them live.
 
     Args:
         folder: seen by all workers.
-        timeout_s: without a step, a micro-batch or an evaluated batch. Up to the first batch of a loader, which all
-            workers wait for together, and in `together`, it is ten minutes if that is more.
+        timeout_s: without a step, a micro-batch or an evaluated batch; in `together` it is ten minutes if that is more.
+            Everywhere it is the time that a worker may be silent.
     """
 
     def __init__(self, folder: RunFolder, world: World, timeout_s: float) -> None:
@@ -82,7 +83,8 @@ class Watchdog:
         self._starting = True
         self._opening = True
         self._count = 0
-        # Of each worker its last count, and for how long it has been that; for the watching thread alone.
+        # Of each worker its last count, and for how long it has been that, since this start or opening began; for the
+        # watching thread alone.
         self._heard: dict[int, tuple[int, float]] = {}
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -171,7 +173,7 @@ class Watchdog:
         looked = time.monotonic()
         while not self._over.wait(self._every_s):
             # In this order: the idle time of a start or an opening may not meet the limit of what comes after it.
-            starting = self._starting
+            starting, opening = self._starting, self._opening
             limit_s = self._limit_s()
             now = time.monotonic()
             idle_s = now - self._since
@@ -182,13 +184,16 @@ class Watchdog:
                     return
                 self._set_timer()
             is_left = self._leave_sign(idle_s)
-            if starting:
-                # On a disk that takes nothing nobody can give a sign.
+            is_over = False
+            if starting or opening:
+                # No operation of all workers fails here by itself. On a disk that takes nothing nobody can give a sign.
                 is_over = self._hears_nothing(passed_s if is_left else 0.0)
             else:
+                self._heard.clear()
+            if not starting:
                 # A collective operation fails by itself; that error says more, unless nothing lets it come through.
                 spare_s = 0.0 if self._waits_for_data or self._world.size == 1 else 2 * self._every_s
-                is_over = idle_s > limit_s + spare_s
+                is_over = is_over or idle_s > limit_s + spare_s
             if is_over:
                 self._give_up(idle_s)
                 return

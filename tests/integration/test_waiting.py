@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,27 @@ sys.exit(worker.main(sys.argv[1:]))
 """
 
 
+# The first batch of the worker that is named first comes only when it is told to go on; the other one waits for it.
+OPENING = """
+import os, sys, time
+from pathlib import Path
+from service.training import worker
+from service.training.watchdog import Watchdog
+
+through = Watchdog.through
+
+def wait(dog, batches, waiting, working):
+    def late():
+        while os.environ["RANK"] == sys.argv[1] and not Path("go").exists():
+            time.sleep(0.1)
+        yield from batches
+    return through(dog, late(), waiting, working)
+
+Watchdog.through = wait
+sys.exit(worker.main(sys.argv[2:]))
+"""
+
+
 def started(place: Path, *line: str) -> list[subprocess.Popen[str]]:
     """Two workers without a torchrun, which would end the one when the other has ended."""
     with socket.socket() as probe:
@@ -116,6 +139,44 @@ def test_a_worker_that_freezes_while_the_main_one_indexes_the_data_is_named_by_i
         assert "however_long" in told["message"]
     finally:
         for worker in (main, other):
+            worker.kill()
+            worker.communicate()
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_worker_that_freezes_as_it_waits_for_the_first_batch_is_named_long_before_the_ten_minutes_of_an_opening(
+    frozen: int, tmp_path: Path
+) -> None:
+    """Where the workers meet stands still with the main one."""
+    small_job.prepare(tmp_path)
+    folder = RunFolder(tmp_path / "runs" / "frozen")
+    lives = 1 - frozen
+    both = started(tmp_path, OPENING, str(lives), "job.yaml", "name=frozen", "timeout_s=40")
+    try:
+        signs = [folder.path / "workers" / f"rank{rank}.json" for rank in range(2)]
+
+        def wait() -> bool:
+            told = [sign.read_text() if sign.exists() else "" for sign in signs]
+            is_opening = all("waiting for a batch, the first" in text for text in told)
+            return (is_opening and "however_long" in told[frozen]) or both[lives].poll() is not None
+
+        await_(wait, "both wait for the first batch", 150)
+        both[frozen].send_signal(signal.SIGSTOP)
+        frozen_at = time.monotonic()
+        # All of it on a slow machine is less than the ten minutes that the first batch may take.
+        await_(lambda: both[lives].poll() is not None, "the other one ends", 100)
+        print(f"noticed {time.monotonic() - frozen_at:.1f} s after the freeze with timeout_s=40")
+        told = folder.read("error.json")
+        assert (both[lives].returncode, told["exit_code"]) == (8, 8), both[lives].communicate()
+        assert told["message"].startswith(
+            f"worker {lives}, after step 0: worker {frozen} stopped answering within timeout_s=40"
+        )
+        for rank in range(2):
+            said = rf"^  worker {rank}: step 0, waiting for a batch, the first for \d+ s, at \S+:\d+ "
+            assert re.search(said, told["message"], re.MULTILINE)
+        assert "in late" in folder.log(lives).read_text()
+    finally:
+        for worker in both:
             worker.kill()
             worker.communicate()
 

@@ -2,8 +2,6 @@
 
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,49 +15,11 @@ from service.run_folder import RunFolder
 from service.training import distributed, watchdog
 from service.training.distributed import World
 from service.training.watchdog import Watchdog
+from tests.service.watched_worker import NO_TIMER, ended
 
 
 def world(size: int) -> World:
     return World(0, size, 0, size, torch.device("cpu"))
-
-
-# A worker is a process of its own: its watchdog ends it, from a thread or from a timer that needs no Python. The test
-# says in `now` how long the main thread makes no progress: by a real clock a busy machine would say it too. `looked`
-# returns when the watching thread has seen what `now` is.
-WORKER = """
-import ctypes, faulthandler, sys, threading, time
-from itertools import count
-from pathlib import Path
-from types import SimpleNamespace
-import torch
-from service.run_folder import RunFolder
-from service.training import watchdog
-from service.training.distributed import World
-from service.training.watchdog import Watchdog
-
-now = [0.0]
-watchdog.time = SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
-folder, timeout_s = Path(sys.argv[1]), float(sys.argv[2])
-dog = Watchdog(RunFolder(folder), World(0, 1, 0, 1, torch.device("cpu")), timeout_s)
-
-def signs():
-    path = folder / "workers" / "rank0.json"
-    return RunFolder(path.parent).read(path.name).get("count", 0)
-
-def looked():
-    first = signs()
-    while signs() < first + 2:
-        time.sleep(0.01)
-"""
-# The timer that stands behind the thread goes by the real clock.
-NO_TIMER = """
-Watchdog._set_timer = lambda self: None
-"""
-
-
-def ended(folder: Path, timeout_s: float, body: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-c", WORKER + body, str(folder), str(timeout_s)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
 
 
 def test_a_worker_that_waits_too_long_for_a_batch_ends_with_its_step_its_place_and_its_stack(tmp_path: Path) -> None:
@@ -157,66 +117,6 @@ def test_who_waits_for_data_blames_nobody_and_who_waits_for_another_says_for_who
     told = RunFolder(tmp_path).read("error.json")
     assert told["message"].startswith(said)
     assert "worker 1: never gave a sign" in told["message"]
-
-
-# Two workers that start, of which the other one is a file; a look takes 0.1 s of the real clock and 0.2 s of its own.
-START = """
-dog = Watchdog(RunFolder(folder), World(0, 2, 0, 2, torch.device("cpu")), timeout_s)
-
-def other(count):
-    told = {"attempt": dog._attempt, "rank": 1, "count": count, "step": 0, "phase": "starting", "idle_s": 0.0}
-    RunFolder(folder / "workers").write("rank1.json", told | {"place": "nowhere"})
-
-def pass_looks():
-    now[0] += 100
-    looked()
-"""
-
-
-def test_a_start_takes_as_long_as_it_takes_while_the_others_give_signs_and_ends_when_one_falls_silent(
-    tmp_path: Path,
-) -> None:
-    body = """
-with dog:
-    for number in range(1, 31):
-        other(number)
-        pass_looks()
-    print("left alone", flush=True)
-    for _ in range(100):
-        pass_looks()
-"""
-    worker = ended(tmp_path, 1, NO_TIMER + START + body)
-    assert (worker.returncode, worker.stdout) == (8, "left alone\n"), worker.stderr
-    told = RunFolder(tmp_path).read("error.json")["message"]
-    assert told.startswith("worker 0, after step 0: worker 1 stopped answering within timeout_s=1")
-    assert "worker 1: step 0, starting for 0 s, at nowhere" in told
-
-
-def test_a_worker_that_never_gives_a_sign_ends_a_start(tmp_path: Path) -> None:
-    body = """
-with dog:
-    for _ in range(100):
-        pass_looks()
-"""
-    worker = ended(tmp_path, 1, NO_TIMER + START + body)
-    assert worker.returncode == 8, worker.stderr
-    assert "worker 1: never gave a sign" in RunFolder(tmp_path).read("error.json")["message"]
-
-
-def test_nobody_is_taken_for_silent_while_signs_cannot_be_written(tmp_path: Path) -> None:
-    body = """
-# A write to it fails, as to a full disk; how often shows in `looks`.
-(folder / "workers" / "rank0.json").mkdir(parents=True)
-looks, leave = [], dog._leave_sign
-dog._leave_sign = lambda idle_s: looks.append(idle_s) or leave(idle_s)
-with dog:
-    while len(looks) < 20:
-        now[0] += 100
-        time.sleep(0.05)
-print("left alone")
-"""
-    worker = ended(tmp_path, 1, NO_TIMER + START + body)
-    assert (worker.returncode, worker.stdout) == (0, "left alone\n"), worker.stderr
 
 
 def test_a_machine_that_hears_nothing_of_the_rendezvous_ends_its_worker_in_seconds(
