@@ -16,7 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -83,6 +83,7 @@ class Watchdog:
         self._starting = True
         self._opening = True
         self._count = 0
+        self._left = self._own(0.0)
         # Of each worker its last count, and for how long it has been that, since this start or opening began; for the
         # watching thread alone.
         self._heard: dict[int, tuple[int, float]] = {}
@@ -267,7 +268,10 @@ class Watchdog:
     def _signs_twice(self) -> list[Sign]:
         """The signs of the workers that gave one between two looks, a little more than their interval apart."""
         before = {sign.rank: sign.count for sign in self._signs()}
-        time.sleep(2.5 * self._every_s)
+        for _ in range(5):
+            time.sleep(self._every_s / 2)
+            # Another may look at the same time, for whom this one lives, where it was before it looked.
+            self._leave(replace(self._left, idle_s=round(time.monotonic() - self._since, 1)))
         return [sign for sign in self._signs() if sign.count != before.get(sign.rank)]
 
     def _signs(self) -> list[Sign]:
@@ -280,12 +284,16 @@ class Watchdog:
         return found
 
     def _leave_sign(self, idle_s: float) -> bool:
-        """Say that this worker lives; whether that could be written."""
+        """Say that this worker lives, and where it is; whether that could be written."""
+        return self._leave(self._own(idle_s))
+
+    def _leave(self, sign: Sign) -> bool:
         self._count += 1
+        self._left = replace(sign, count=self._count)
         path = self._place / f"rank{self._world.rank}.json"
         beside = path.with_suffix(".writing")
         try:
-            beside.write_text(json.dumps({"attempt": self._attempt, **asdict(self._own(idle_s))}))
+            beside.write_text(json.dumps({"attempt": self._attempt, **asdict(self._left)}))
             os.replace(beside, path)
         except OSError:
             return False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,30 +75,42 @@ def steps(place: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def has_stack(log: str) -> bool:
+    """Whether a worker's log shows where it was: of the operation that failed, or of all its threads."""
+    return bool(re.search(r"what each thread was doing:|Traceback \(most recent call last\)", log)) and bool(
+        re.search(r"in (train|_train|all_sum|\w*reduce\w*)$", log, re.MULTILINE)
+    )
+
+
 DEMO = "data={name: demo, root: demo, size: 32, options: {train_count: 64, val_count: 20, size: 40}}"
 
 
 def test_a_frozen_worker_is_named_by_the_others_and_does_not_stay_behind(
     place: Path, job: list[subprocess.Popen[str]]
 ) -> None:
-    launcher = start(job, DEMO)
-    sign = place / "runs/job/workers/rank1.json"
-    await_(lambda: (steps(place) > 20 and sign.exists()) or launcher.poll() is not None, "training", 300)
+    launcher = start(job, DEMO, "workers=3", "global_batch=24")
+    signs = place / "runs/job/workers"
+
+    def all_train() -> bool:
+        return len([sign for sign in signs.glob("rank?.json") if '"phase": "training"' in sign.read_text()]) == 3
+
+    await_(lambda: all_train() or launcher.poll() is not None, "training", 300)
     assert launcher.poll() is None, launcher.communicate()
     alive = workers(launcher.pid)
     frozen_at = time.monotonic()
     alive[1].send_signal(signal.SIGSTOP)
-    await_((place / "runs/job/error.json").exists, "the other one says so", TIMEOUT_S + 120)
+    await_((place / "runs/job/error.json").exists, "the others say so", TIMEOUT_S + 120)
     noticed_s = time.monotonic() - frozen_at
     _, said = launcher.communicate(timeout=300)
     print(f"noticed {noticed_s:.1f} s after the freeze with timeout_s={TIMEOUT_S}")
     assert launcher.returncode == 8, said
     assert f"worker 1 stopped answering within timeout_s={TIMEOUT_S}" in said
-    assert "worker 0: step " in said
-    assert "worker 1: step " in said
-    # Its own stack, of the operation that failed or of all threads; the frozen one's last place is in the message.
-    log = (place / "runs/job/log-rank0.txt").read_text()
-    assert "Traceback" in log or "Thread 0x" in log
+    # Of each, the frozen one included, its step and its place.
+    for rank in range(3):
+        assert re.search(rf"^  worker {rank}: step \d+, training for \d+ s, at \w+\.py:\d+ ", said, re.MULTILINE), said
+    for rank in (0, 2):
+        log = (place / f"runs/job/log-rank{rank}.txt").read_text()
+        assert has_stack(log), log
     assert not any(worker.is_running() for worker in alive.values())
 
 

@@ -159,3 +159,20 @@ print("left alone")
     )
     worker = ended(tmp_path, 1, NO_TIMER + START + OPENING + body)
     assert (worker.returncode, worker.stdout) == (0, "left alone\n"), worker.stderr
+
+
+def test_two_that_look_who_is_silent_at_the_same_time_hear_each_other(tmp_path: Path) -> None:
+    """Each leaves signs while it looks, with the place where it was before."""
+    body = """
+sign = RunFolder(folder / "workers")
+with dog:
+    looked()
+    dog._every_s = 0.02
+    dog._over.set()
+    dog._thread.join()
+    before = sign.read("rank0.json")
+    found = dog._signs_twice()
+    print([one.rank for one in found], found[0].place == before["place"], found[0].count > before["count"])
+"""
+    worker = ended(tmp_path, 1, NO_TIMER + START + body)
+    assert (worker.returncode, worker.stdout) == (0, "[0] True True\n"), worker.stderr
