@@ -275,6 +275,9 @@ def test_buttons_are_forms_that_need_no_script(here: Service) -> None:
     answer = here.client.post(f"/jobs/{job.id}/retry")
     assert answer.status_code == 409
     assert "cancel it first" in Page(answer.text).shown
+    here.desk.cancel(job.id)
+    assert here.client.post(f"/jobs/{job.id}/retry").status_code == 303
+    assert (here.desk.get(job.id).state, here.desk.get(job.id).resume) == ("queued", False)
     assert here.client.post(f"/jobs/{job.id}/destroy").status_code == 404
 
 
