@@ -52,6 +52,8 @@ def test_torchrun_reads_the_command_line_of_several_machines_as_it_was_meant() -
     settings = dict(part.split("=") for part in found["rdzv_conf"].split(","))
     # A machine is taken for lost, and its place given up, well within half a minute; and none of them is the store.
     assert int(settings["keep_alive_interval"]) * int(settings["keep_alive_max_attempt"]) <= 5
+    # As long as those that are there wait for further ones; torchrun's own is half a minute.
+    assert int(settings["last_call_timeout"]) <= 5
     assert settings["is_host"] == "0"
 
 
