@@ -48,7 +48,7 @@ def test_a_signal_saves_after_the_step_and_leaves_the_evaluation_for_later(numbe
     trained.engine.close()
     assert caught.value.exit_code == code
     assert trained.keeper.saved == [2]
-    assert trained.watch.state() == {"left_out": [], "owes_evaluation": True}
+    assert trained.watch.state() == {"left_out": [], "nonfinite_steps": [], "owes_evaluation": True}
 
 
 def test_an_evaluation_that_gave_up_is_owed_and_made_up_for_before_the_next_step() -> None:
