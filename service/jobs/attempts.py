@@ -227,7 +227,7 @@ class Attempts:
             ConfigError: it may not be started any more.
             TrackingError: the record does not answer.
         """
-        return checking.starts_with(job.spec, self._settings, self._record.configuration(job.id))
+        return checking.starts_with(job.spec, self._settings, self._desk.recorded(job))
 
     def _note_start(self, job: Job, attempt: Attempt, status: Status) -> None:
         seen = _seen(attempt, status)

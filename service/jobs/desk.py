@@ -112,8 +112,17 @@ class Desk:
         job = self.get(job_id)
         if job.spec.kind == "container":
             return {}
-        recorded = self.record.configuration(job.id)
+        recorded = self.recorded(job)
         return shown.configuration(orders.folder_of(self.settings, job.id)) if recorded is None else recorded
+
+    def recorded(self, job: Job) -> dict[str, Any] | None:
+        """What a job was resolved to when it was submitted; None: nothing was recorded, as for a container.
+
+        Raises:
+            ConfigError: somebody has changed it.
+            TrackingError: the record does not answer.
+        """
+        return None if job.spec.kind == "container" else self.record.configuration(job.id)
 
     def try_storage(self) -> None:
         """Write a little where jobs leave their results; raises StorageError."""
@@ -215,7 +224,7 @@ class Desk:
         """
         job = self.get(job_id)
         self._refuse_unless(job, "retry")
-        self.check(job.spec, self.record.configuration(job.id))
+        self.check(job.spec, self.recorded(job))
         return self.record.update(job.id, lambda now: self._again(now, "retry", resume=False))
 
     def resume(self, job_id: str) -> Job:
@@ -226,7 +235,7 @@ class Desk:
         """
         job = self.get(job_id)
         self._refuse_unless(job, "resume")
-        self.check(job.spec, self.record.configuration(job.id))
+        self.check(job.spec, self.recorded(job))
         return self.record.update(job.id, lambda now: self._again(now, "resume", resume=True))
 
     def logs(

@@ -320,7 +320,7 @@ class _Signals:
     @property
     def left_s(self) -> float:
         """Seconds until all is to be over; without an end before the first signal."""
-        return self.grace_s - max(0.0, time.monotonic() - self.first_s) if self.received else math.inf
+        return self.first_s + self.grace_s - time.monotonic()
 
     def hear(self, number: int, _frame: FrameType | None) -> None:
         again = number in self.received

@@ -182,6 +182,7 @@ def _train(
             waited = data_wait.median(report.read_history(folder.metrics))
             if reason := data_wait.explain(waited):
                 display.say(reason)
+            kept = watch.state()
             done = {
                 "run_id": run.run_id,
                 "data_digest": train_set.digest,
@@ -189,8 +190,8 @@ def _train(
                 "metrics": metrics,
                 "images": lengths.total * job.global_batch,
                 "skipped_images": skipped,
-                "skipped_steps": watch.state()["left_out"],
-                "nonfinite_steps": watch.state()["nonfinite_steps"],
+                "skipped_steps": kept["left_out"],
+                "nonfinite_steps": kept["nonfinite_steps"],
                 "data_wait_share": waited,
                 **used,
             }

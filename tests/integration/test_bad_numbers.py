@@ -11,7 +11,7 @@ from pipelines.order import Order, positions
 from service import report
 from tests.integration import small_job, stand_in_worker
 from tests.integration.sample_logs import attempts, lines_of, newest_checkpoint
-from tests.service.report_page import Page, tables
+from tests.service.html_page import Page
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +77,7 @@ def named(folder: Path) -> None:
     assert summary["nonfinite_steps"] == [
         {"step": step, "kind": "loss", "samples": ids, "num_samples": 4} for step, ids in samples.items()
     ]
-    listed = [table[1:] for table in tables((folder / "report.html").read_text()) if table[0][0] == "step"]
+    listed = [table[1:] for table in Page((folder / "report.html").read_text()).tables() if table[0][0] == "step"]
     assert listed == [[[str(step), "loss", ", ".join(map(str, ids))] for step, ids in samples.items()]]
 
 

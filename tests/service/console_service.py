@@ -1,10 +1,9 @@
 """The service with its console in one process: a real record, and a backend that only remembers. For its tests."""
 
-import html.parser
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from service.jobs.orders import attempt_folder, folder_of
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 
-# Elements that have no end tag.
-_VOID = {"meta", "link", "input", "br", "img", "hr"}
 TINY: dict[str, Any] = {
     "duration": "4 steps",
     "global_batch": 8,
@@ -158,78 +155,3 @@ def service(root: Path, **settings: Any) -> Service:
 
 def browse(app: FastAPI) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:8080", follow_redirects=False)
-
-
-@dataclass
-class Element:
-    """A tag with its attributes, its text and that of all below it."""
-
-    tag: str
-    attributes: dict[str, str]
-    text: str = ""
-    inside: tuple["Element", ...] = field(default=(), repr=False)
-
-    def __getitem__(self, name: str) -> str:
-        return self.attributes[name]
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.source = text
-        self.elements: list[Element] = []
-        self._open: list[Element] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs}, inside=tuple(self._open))
-        self.elements.append(element)
-        if tag not in _VOID:
-            self._open.append(element)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in _VOID:
-            return
-        while self._open and self._open.pop().tag != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        for element in self._open:
-            element.text += data
-
-    def all(self, tag: str, **attributes: str) -> list[Element]:
-        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-        return [
-            element
-            for element in self.elements
-            if element.tag == tag and all(element.attributes.get(name) == value for name, value in wanted.items())
-        ]
-
-    def by_id(self, name: str) -> Element | None:
-        return next((element for element in self.elements if element.attributes.get("id") == name), None)
-
-    @property
-    def shown(self) -> str:
-        """All of its text, with single spaces."""
-        main = next(element for element in self.elements if element.tag == "main")
-        return " ".join(main.text.split())
-
-    def fields(self) -> dict[str, str]:
-        """What the submit form would send, were its first button pressed."""
-        sent = {}
-        for element in self.elements:
-            if not any(outer.attributes.get("id") == "submission" for outer in element.inside):
-                continue
-            if element.tag == "input":
-                sent[element["name"]] = element.attributes.get("value", "")
-            elif element.tag == "textarea":
-                sent[element["name"]] = element.text.removeprefix("\n")
-            elif element.tag == "option":
-                name = next(outer["name"] for outer in reversed(element.inside) if outer.tag == "select")
-                # Without a choice it is the first.
-                if "selected" in element.attributes or name not in sent:
-                    sent[name] = element.attributes.get("value", element.text)
-        return sent

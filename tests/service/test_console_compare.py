@@ -8,7 +8,8 @@ import pytest
 from service.console import compare_pages
 from service.jobs import shown
 from service.jobs.job import Job
-from tests.service.console_service import TINY, Page, Service, service
+from tests.service.console_service import TINY, Service, service
+from tests.service.html_page import Page
 
 
 @pytest.fixture

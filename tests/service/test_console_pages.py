@@ -10,7 +10,8 @@ from PIL import Image
 
 from service import store
 from service.console import job_pages
-from tests.service.console_service import TINY, Element, Page, Service, service
+from tests.service.console_service import TINY, Service, service
+from tests.service.html_page import Element, Page
 
 HOSTILE = "<script>alert('x')</script>&\"' \x1b[31mred\x1b[0m \u202etxt.exe"
 VISIBLE = "<script>alert('x')</script>&\"'"

@@ -14,7 +14,8 @@ from service import check, config, config_file
 from service.api import guard
 from service.api.limits import Buckets
 from service.console import amounts, submission
-from tests.service.console_service import TINY, Page, Service, service
+from tests.service.console_service import TINY, Service, service
+from tests.service.html_page import Page
 
 LINES = yaml.safe_dump(TINY, sort_keys=False)
 

@@ -15,6 +15,7 @@ from service.jobs.record import Record
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.service.job_specs import settings, spec
+from tests.service.memory_backend import MemoryBackend
 from tests.service.stepped_service import Service, away
 
 
@@ -145,3 +146,19 @@ def test_a_container_has_none(place: str, tmp_path: Path) -> None:
     job, _ = record.create(JobSpec(kind="container", backend="docker", command=("true",)), {})
     assert record.configuration(job.id) is None
     assert not any(key.startswith("lorot.job.config") for key in tags(job))
+
+
+def test_a_container_starts_and_starts_again_without_a_question_for_what_it_cannot_have(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Record, "configuration", away)
+    own = settings(tmp_path, backends={"docker": {"enabled": True}})
+    service = Service(own, docker=MemoryBackend("docker"))
+    job, _ = service.desk.submit(JobSpec(kind="container", backend="docker", command=("true",), retries=0))
+    for number in (1, 2):
+        service.step(2)
+        assert (service.state(job), service.name(job)[-2:]) == ("running", f"-{number}")
+        service.backends["docker"].end(service.name(job), 1)
+        service.step(2)
+        assert service.state(job) == "failed"
+        service.desk.retry(job.id)

@@ -18,6 +18,7 @@ from service import config, holder, machine, ownership
 from service.errors import ConfigError, JobError, LorotError, TakenError, TrackingError
 from service.jobs import local, torchrun
 from service.run_folder import RunFolder
+from tests.integration.processes import lives
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -44,11 +45,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Non
     (folder / "stand_in.py").write_text("import os, sys\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(program))
     monkeypatch.setattr(local, "WORKER", "stand_in")
     monkeypatch.setenv("PYTHONPATH", str(folder))
-
-
-def lives(pid: int) -> bool:
-    """Whether it does anything: nobody may have looked after a dead one."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_every_worker_gets_the_configuration_and_its_share_of_the_cores(
@@ -366,8 +362,8 @@ def test_what_does_not_end_is_killed_with_all_its_children_before_the_time_that_
     with pytest.raises(JobError, match="stopped by SIGTERM") as caught:
         local.launch(folder, [sys.executable, "-c", program], 1, grace_s=3)
     assert caught.value.exit_code == 75
-    for name in ("child", "worker"):
-        assert not lives(int((here / name).read_text()))
+    begun = [int((here / name).read_text()) for name in ("child", "worker")]
+    assert not any(lives(process) for process in psutil.process_iter() if process.pid in begun)
 
 
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from service.downstream import overlays
 from service.downstream.scores import CAM_THRESHOLDS, CENTRE_SHARES, IOU_THRESHOLDS, Tally
 from service.downstream.wsol import Example, Result
 from service.errors import DataError, StorageError
-from tests.service.report_page import Page, tables
+from tests.service.html_page import Page
 
 HOSTILE = "<script>alert('x')</script>&\"'"
 
@@ -149,7 +149,7 @@ def test_updates_left_out_are_listed_with_what_was_not_finite_and_the_samples(tm
     add_to_summary(folder, skipped_steps=[2, 7, 9], nonfinite_steps=known)
     (table,) = [
         rows
-        for rows in tables(report.write(folder, tmp_path / "report.html").read_text())
+        for rows in Page(report.write(folder, tmp_path / "report.html").read_text()).tables()
         if rows[0] == ["step", "not finite", "samples"]
     ]
     assert table[1:] == [

@@ -1,7 +1,6 @@
 """`lorot submit`, `cancel`, `resume`, `retry` where no service runs: each command moves the record on and ends."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def machine(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mach
 
 
 def test_a_job_is_cancelled_resumed_and_retried_by_commands_that_each_end_at_once(machine: Machine) -> None:
-    job, is_new = machine.command("submit", json.loads(spec(retries=0).model_dump_json()), "a-key")
+    job, is_new = machine.command("submit", spec(retries=0).model_dump(mode="json"), "a-key")
     assert is_new
     first = machine.running(job["id"])
     machine.command("cancel", job["id"])
@@ -67,5 +66,5 @@ def test_a_job_is_cancelled_resumed_and_retried_by_commands_that_each_end_at_onc
     machine.backend.end(third, 0)
     assert machine.job(job["id"])["state"] == "finished"
     # The same key is the same job.
-    again, is_new = machine.command("submit", json.loads(spec(retries=0).model_dump_json()), "a-key")
+    again, is_new = machine.command("submit", spec(retries=0).model_dump(mode="json"), "a-key")
     assert (again["id"], is_new) == (job["id"], False)
