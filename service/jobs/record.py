@@ -25,11 +25,11 @@ from service.jobs.doubts import Doubts
 from service.jobs.job import STATUS, TRANSITIONS, Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
+from service.jobs.turns import Turns
 from service.jobs.twins import Twins
 
 _log = logging.getLogger(__name__)
 
-_NUM_LOCKS = 64
 _ID, _DIGITS = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]+")
 
 
@@ -69,7 +69,7 @@ class Record:
         self._dropped: set[str] = set()
         self._lock = threading.RLock()
         self._loading, self._creating = threading.Lock(), threading.Lock()
-        self._changing = tuple(threading.Lock() for _ in range(_NUM_LOCKS))
+        self._changing = Turns()
 
     @property
     def is_partial(self) -> bool:
@@ -253,7 +253,7 @@ class Record:
             TrackingError: it could not be recorded, and nothing has changed.
             UnknownJobError: there is no such job.
         """
-        with self._changing[hash(job_id) % _NUM_LOCKS]:
+        with self._changing.of(job_id):
             before = self.get(job_id)
             after = replace(before, **decide(before))
             if after == before:
@@ -278,7 +278,7 @@ class Record:
             owed = sorted(self._owed)
         for job_id in owed:
             try:
-                with self._changing[hash(job_id) % _NUM_LOCKS]:
+                with self._changing.of(job_id):
                     self._settle(self.get(job_id))
             except UnknownJobError:
                 continue
@@ -310,7 +310,7 @@ class Record:
 
     def drop(self, job_id: str) -> None:
         """Forget a job whose run is deleted."""
-        with self._changing[hash(job_id) % _NUM_LOCKS], self._lock:
+        with self._changing.of(job_id), self._lock:
             self._dropped.add(job_id)
             if (job := self._jobs.pop(job_id, None)) is None:
                 return
@@ -372,7 +372,7 @@ class Record:
             self._put(job)
             if not job.has_ended:
                 self._owed.add(job.id)
-        with self._changing[hash(job.id) % _NUM_LOCKS], contextlib.suppress(TrackingError):
+        with self._changing.of(job.id), contextlib.suppress(TrackingError):
             self._settle(self.get(job.id))
         # One that has ended was not read yet, and is nothing new.
         if not job.has_ended:

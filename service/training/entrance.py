@@ -1,5 +1,6 @@
 """How a worker process begins and ends, whatever it does: its configuration, its log, and the word on why it failed."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -21,10 +22,10 @@ _log = logging.getLogger(__name__)
 def enter(
     path: str, overrides: Sequence[str], body: Callable[[TrainingConfig, RunFolder, IO[str] | None], None]
 ) -> int:
-    """Run `body(job, run folder, terminal on the main worker)` and return the worker's exit code.
+    """Run `body(job, run folder, terminal on the main worker)` and end the process.
 
-    An error ends the process on the spot, after it was written to the log and to the run folder: other workers may be
-    waiting for this one for ever. That the folder is another job's is told here only, not in that job's folder.
+    Where it cannot begin it returns the exit code. An error is written to the log and to the run folder first. That the
+    folder is another job's is told here only, not in that job's folder.
     """
     rank = int(os.environ.get("RANK", 0))
     try:
@@ -39,6 +40,7 @@ def enter(
     except OSError as error:
         print(f"error: {folder.path}: cannot be written ({error.strerror})", file=sys.stderr)
         return StorageError.exit_code
+    code = 0
     try:
         body(job, folder, terminal if rank == 0 else None)
     except BaseException as ended:
@@ -55,12 +57,14 @@ def enter(
             # Without `lorot train`, which says what is in the folder, nobody else would.
             terminal.write(f"error: {said}\n")
         code = reason.exit_code if isinstance(reason, LorotError | Stopped) else 1
-        # Other workers may wait for this one for ever; a clean shutdown would wait for them.
-        logging.shutdown()
-        sys.stdout.flush()
-        terminal.flush()
-        os._exit(code)
-    return 0
+    # After an error other workers may wait for this one for ever, and a clean shutdown would wait for them. After
+    # success all is written and registered, and the interpreter's end could only spoil it: a native thread of a library
+    # that still wants Python then aborts the process.
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr, terminal):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def note_meeting(folder: RunFolder) -> None:

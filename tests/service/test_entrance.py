@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
+import atexit
+import os
 import sys
 from service import errors
 from service.ownership import Ownership
@@ -30,6 +32,11 @@ def body(job, folder, terminal):
                     file.write(bytes(1024))
         except OSError as error:
             raise errors.StorageError("no room for a checkpoint") from error
+    if kind == "done":
+        print("the last line")
+        terminal.write("it is done")
+        atexit.register(os.abort)
+        return
     raise getattr(errors, kind)("what is wrong")
 
 entrance.enter("job.yaml", [], body)
@@ -79,6 +86,12 @@ def test_of_a_launcher_that_has_cleared_the_folder_only_restarted_workers_clear_
 ) -> None:
     found = enter(tmp_path, "take", LOROT_LAUNCHED="1", TORCHELASTIC_MAX_RESTARTS=restarts)
     assert found == (3, "", told)
+
+
+def test_whose_work_is_done_ends_well_whatever_the_interpreters_end_would_do(tmp_path: Path) -> None:
+    (tmp_path / "runs/job").mkdir(parents=True)
+    assert enter(tmp_path, "done")[:2] == (0, "it is done")
+    assert "the last line" in (tmp_path / "runs/job/log-rank0.txt").read_text()
 
 
 def test_a_full_disk_takes_the_last_words_all_the_same(tmp_path: Path) -> None:
