@@ -206,7 +206,7 @@ def test_launching_a_job_imports_no_torch_up_to_the_moment_torchrun_starts(tmp_p
     program = """
 from service.jobs import local
 started = []
-local._supervise = lambda line, *_: (started.append(line), (0, 0))[1]
+local.supervise = lambda line, *_: (started.append(line), (0, 0))[1]
 local.run("tiny.yaml")
 print("torch" in sys.modules, "torch.distributed.run" in started[0])
 """

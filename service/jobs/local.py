@@ -8,15 +8,10 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, MappingProxyType
-from typing import IO
-
-import psutil
+from types import MappingProxyType
 
 from service import config, holder, machine, ownership, plain_files, splits, tracking
 from service.config import TrainingConfig
@@ -34,17 +29,14 @@ from service.jobs import nodes as machines
 from service.jobs import outcome, torchrun
 from service.jobs.nodes import Nodes
 from service.jobs.restarts import STOPPED, Account
+from service.jobs.stillness import Stillness
+from service.jobs.supervision import OWN_S, passing_on, supervise
 from service.run_folder import RunFolder
 
 WORKER = torchrun.WORKER
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _TAIL_LINES = 15
 # For a tracking server to answer before a job is started.
 _TRACKING_S = 20.0
-# How often a job is looked at.
-_LOOK_S = 0.5
-# Of the time that a signal leaves, what this process takes for itself: whoever sent it may kill at its end.
-_OWN_S = 1.0
 # Of workers that may have ended only because another one did.
 _CAUSED = {REQUEUE, LostPeerError.exit_code}
 # How torchrun's last traceback tells that this machine's workers cannot be among the job's any more.
@@ -141,7 +133,8 @@ def run(
         restarts=allowed > 0,
     )
     say(f"starting {count} worker{'s' if count > 1 else ''}; what libraries print goes to {folder.log(0)}")
-    launch(folder, line, count, {splits.VARIABLE: found}, nodes=nodes, restarts=allowed, grace_s=job.grace_s)
+    told = {splits.VARIABLE: found}
+    launch(folder, line, count, told, nodes=nodes, restarts=allowed, grace_s=job.grace_s, timeout_s=job.timeout_s)
     return job
 
 
@@ -154,6 +147,7 @@ def launch(
     nodes: Nodes | None = None,
     restarts: int = 0,
     grace_s: float = math.inf,
+    timeout_s: float = math.inf,
 ) -> None:
     """Run a command line of `torchrun.command` to its end, with the run folder claimed; raises what `run` does.
 
@@ -162,22 +156,27 @@ def launch(
         nodes: as for the command line.
         restarts: failures in a row that are restarted; the command line says that at all.
         grace_s: seconds from a signal to the end of all this, whatever still runs or does not answer.
+        timeout_s: how long workers may stand still that no other worker waits for.
     """
     own = f"-{nodes.address}" if nodes is not None else ""
     # To the very end: a signal that is repeated may not keep the run's end out of its record.
-    with _passing_on(grace_s) as signals:
+    with passing_on(grace_s) as signals:
         with _claimed(folder.path, own) as lock, (folder.path / f"torchrun{own}.log").open("ab") as log:
             folder.error.unlink(missing_ok=True)
             account = Account(folder, Path(log.name), log.tell(), restarts, alone=nodes is None)
             # Without restarts torchrun ends by itself.
             over = account.is_over if nodes is not None or restarts else None
             environment = {**torchrun.environment(workers, nodes), **told}
-            code, interrupted = _supervise(line, environment, log, lock, signals, over)
+            still = Stillness(folder, timeout_s)
+            code, interrupted = supervise(line, environment, log, lock, signals, still, over)
+        if still.is_over and not folder.error.exists():
+            # The model is there, the run has its end: who was still to end has ended, by force.
+            return
         if code:
-            error = failure(folder, account, code, interrupted)
+            error = failure(folder, account, code, interrupted, still)
             if not holder.is_launched(folder.path):
                 # Of several machines the last one says it; the others may go on.
-                outcome.settle(folder, error, max(_OWN_S / 2, signals.left_s - _OWN_S / 2))
+                outcome.settle(folder, error, max(OWN_S / 2, signals.left_s - OWN_S / 2))
             raise error
 
 
@@ -223,7 +222,9 @@ def num_workers(job: TrainingConfig, asked: int | None = None) -> int:
     return asked or job.workers or (machine.gpus() if job.device != "cpu" else 0) or 1
 
 
-def failure(folder: RunFolder, account: Account, code: int, interrupted: int) -> JobError:
+def failure(
+    folder: RunFolder, account: Account, code: int, interrupted: int, still: Stillness | None = None
+) -> JobError:
     """The error that tells why the job ended with torchrun's exit `code`, or by the signal `interrupted` (0: none)."""
     log = account.text()
     reported = _reported(folder)
@@ -246,7 +247,10 @@ def failure(folder: RunFolder, account: Account, code: int, interrupted: int) ->
         return JobError("a worker was stopped by a signal; --resume goes on from the last checkpoint", first[0])
     if lost:
         # A worker that was lost makes the others fail too; theirs is not the cause.
-        return JobError(f"{lost[0]}\n{_tail(log, account.log, folder, lost[0].rank)}")
+        said = _tail(log, account.log, folder, lost[0].rank)
+        if still is not None and (why := still.explain(lost[0].pid)):
+            return JobError(f"{why}; --resume goes on from the last checkpoint\n{said}", LostPeerError.exit_code)
+        return JobError(f"{lost[0]}\n{said}")
     end = log[log.rfind(_TRACEBACK) :]
     for sign, meaning in _MEETING.items():
         if sign in end:
@@ -306,92 +310,3 @@ def _claimed(folder: Path, own: str = "") -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
-
-
-@dataclass
-class _Signals:
-    """Which signals have come, and the torchrun that hears of the first; None before it starts and after its end."""
-
-    grace_s: float
-    received: list[int] = field(default_factory=list)
-    child: subprocess.Popen[bytes] | None = None
-    first_s: float = math.inf
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until all is to be over; without an end before the first signal."""
-        return self.first_s + self.grace_s - time.monotonic()
-
-    def hear(self, number: int, _frame: FrameType | None) -> None:
-        again = number in self.received
-        self.first_s = min(self.first_s, time.monotonic())
-        self.received.append(number)
-        if self.child is not None:
-            if number == signal.SIGINT and again:
-                _stop(self.child.pid, signal.SIGKILL)
-            elif len(self.received) == 1:
-                # Once: torchrun leaves its workers behind at the third, and they heed the first only.
-                _stop(self.child.pid, number)
-
-
-@contextlib.contextmanager
-def _passing_on(grace_s: float) -> Iterator[_Signals]:
-    """Hear the signals that a job is stopped with; afterwards they mean what they did before."""
-    signals = _Signals(grace_s)
-    # nohup has SIGHUP ignored, and that is to last.
-    heeded = [n for n in PASSED_ON if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signals.hear) for number in heeded}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _supervise(
-    line: list[str],
-    env: dict[str, str],
-    log: IO[bytes],
-    lock: int,
-    signals: _Signals,
-    over: Callable[[], bool] | None = None,
-) -> tuple[int, int]:
-    """Run `line` to its end; returns its exit code and the first signal that asked this process to stop, or 0.
-
-    Args:
-        over: asked now and then whether to end it.
-    """
-    # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
-    child = subprocess.Popen(
-        line, env=env, stdin=subprocess.DEVNULL, stderr=log, pass_fds=(lock,), start_new_session=True
-    )
-    signals.child = child
-    if signals.received:
-        _stop(child.pid, signals.received[0])
-    _await(child, over, signals)
-    # From here on its number may be another process's.
-    signals.child = None
-    return child.returncode, signals.received[0] if signals.received else 0
-
-
-def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, signals: _Signals) -> None:
-    """Wait for the end of the child: it is asked to end when the job is over, and killed when a signal's time is."""
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_LOOK_S)
-            return
-        if signals.left_s < _OWN_S:
-            _stop(child.pid, signal.SIGKILL)
-        elif over is not None and over():
-            _stop(child.pid, signal.SIGTERM)
-            over = None
-
-
-def _stop(pid: int, number: int) -> None:
-    """Send torchrun a signal, which it passes on; SIGKILL, which it cannot pass on, goes to its workers as well."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        launcher = psutil.Process(pid)
-        family = [*launcher.children(recursive=True), launcher] if number == signal.SIGKILL else [launcher]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)

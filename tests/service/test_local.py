@@ -230,7 +230,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> tuple[int, int]:
         raise AssertionError("workers were started")
 
-    monkeypatch.setattr(local, "_supervise", refuse)
+    monkeypatch.setattr(local, "supervise", refuse)
 
 
 def test_a_port_in_use_is_told_before_anything_starts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ def test_a_second_job_in_a_run_folder_is_told_which_process_of_which_machine_has
     # Of an earlier job, with a longer number.
     (here / "runs/job").mkdir(parents=True)
     (here / "runs/job/launcher.lock").write_text('{"host": "a-machine-of-some-other-name", "pid": 4194304}')
-    monkeypatch.setattr(local, "_supervise", start_another)
+    monkeypatch.setattr(local, "supervise", start_another)
     local.run("job.yaml")
     who = f"process {os.getpid()} on {socket.gethostname()}"
     assert said == [f"runs/job: another job runs there ({who}); wait for its end, or give this one name=OTHER\n"]
@@ -312,7 +312,7 @@ def test_an_earlier_run_is_only_gone_on_with_or_set_aside_when_asked_to(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    monkeypatch.setattr(local, "_supervise", lambda line, *_: (started.append(line), (0, 0))[1])
+    monkeypatch.setattr(local, "supervise", lambda line, *_: (started.append(line), (0, 0))[1])
     (here / "runs/job/checkpoints/step-00000010").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"--resume goes on.*--restart"):
         local.run("job.yaml")
@@ -331,7 +331,7 @@ def test_a_signal_while_the_end_is_recorded_changes_nothing(here: Path, monkeypa
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        monkeypatch.setattr(local, "_supervise", lambda *_: (1, signal.SIGTERM))
+        monkeypatch.setattr(local, "supervise", lambda *_: (1, signal.SIGTERM))
         monkeypatch.setattr(local.outcome, "settle", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(JobError, match="stopped by SIGTERM") as caught:
             local.run("job.yaml")
@@ -369,7 +369,7 @@ def test_what_does_not_end_is_killed_with_all_its_children_before_the_time_that_
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "runs/job").mkdir(parents=True)
     (here / "runs/job/error.json").write_text('{"type": "X", "message": "old news", "exit_code": 4}')
-    monkeypatch.setattr(local, "_supervise", lambda *_: (1, 0))
+    monkeypatch.setattr(local, "supervise", lambda *_: (1, 0))
     with pytest.raises(JobError, match="no worker said why") as caught:
         local.run("job.yaml")
     assert caught.value.exit_code == 1

@@ -1,0 +1,117 @@
+"""A command and its children, run to its end: who passes signals on, and kills what does not end. Imports no torch."""
+
+import contextlib
+import math
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import IO
+
+import psutil
+
+from service.jobs.stillness import Stillness
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# What this process takes for itself of the time that a signal leaves: whoever sent it may kill at its end.
+OWN_S = 1.0
+# How often a job is looked at.
+_LOOK_S = 0.5
+
+
+@dataclass
+class Signals:
+    """Which signals have come, and the torchrun that hears of the first; None before it starts and after its end."""
+
+    grace_s: float
+    received: list[int] = field(default_factory=list)
+    child: subprocess.Popen[bytes] | None = None
+    first_s: float = math.inf
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until all is to be over; without an end before the first signal."""
+        return self.first_s + self.grace_s - time.monotonic()
+
+    def hear(self, number: int, _frame: FrameType | None) -> None:
+        again = number in self.received
+        self.first_s = min(self.first_s, time.monotonic())
+        self.received.append(number)
+        if self.child is not None:
+            if number == signal.SIGINT and again:
+                _stop(self.child.pid, signal.SIGKILL)
+            elif len(self.received) == 1:
+                # Once: torchrun leaves its workers behind at the third, and they heed the first only.
+                _stop(self.child.pid, number)
+
+
+@contextlib.contextmanager
+def passing_on(grace_s: float) -> Iterator[Signals]:
+    """Hear the signals that a job is stopped with; afterwards they mean what they did before."""
+    signals = Signals(grace_s)
+    # nohup has SIGHUP ignored, and that is to last.
+    heeded = [n for n in PASSED_ON if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signals.hear) for number in heeded}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def supervise(
+    line: list[str],
+    env: Mapping[str, str],
+    log: IO[bytes],
+    lock: int,
+    signals: Signals,
+    still: Stillness,
+    over: Callable[[], bool] | None = None,
+) -> tuple[int, int]:
+    """Run `line` to its end; returns its exit code and the first signal that asked this process to stop, or 0.
+
+    Args:
+        log: where it writes its errors.
+        lock: a descriptor that it keeps open.
+        still: who kills those of its workers that stand still.
+        over: asked now and then whether to end it.
+    """
+    # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
+    child = subprocess.Popen(
+        line, env=env, stdin=subprocess.DEVNULL, stderr=log, pass_fds=(lock,), start_new_session=True
+    )
+    signals.child = child
+    if signals.received:
+        _stop(child.pid, signals.received[0])
+    _await(child, over, signals, still)
+    # From here on its number may be another process's.
+    signals.child = None
+    return child.returncode, signals.received[0] if signals.received else 0
+
+
+def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, signals: Signals, still: Stillness) -> None:
+    """Wait for the end of the child: it is asked to end when the job is over, and killed when a signal's time is."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_LOOK_S)
+            return
+        if signals.left_s < OWN_S:
+            _stop(child.pid, signal.SIGKILL)
+        elif over is not None and over():
+            _stop(child.pid, signal.SIGTERM)
+            over = None
+        for process in still.look(child.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _stop(pid: int, number: int) -> None:
+    """Send torchrun a signal, which it passes on; SIGKILL, which it cannot pass on, goes to its workers as well."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(pid)
+        family = [*launcher.children(recursive=True), launcher] if number == signal.SIGKILL else [launcher]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
