@@ -1,7 +1,8 @@
 """Workers that stand still where no other worker waits for them: their machine's launcher does. Imports no torch.
 
 While workers train they miss one that does not come. Nobody misses one that is alone, nor one that has nothing left to
-do but to end, while the main worker registers the model.
+do but to end, while the main worker registers the model. Nor does anybody miss a torchrun that waits for another
+machine's after that (`exit_barrier_timeout`, five minutes), which may have been ended by this.
 """
 
 import contextlib
@@ -19,14 +20,16 @@ class Stillness:
     """How long all workers that this machine has left have stood still.
 
     One stands still that a signal such as SIGSTOP has stopped, or that lives on although the job has left its summary,
-    unless it is the main worker. Time in which this process was stopped itself does not count.
+    unless it is the main worker; and so does a torchrun whose workers have ended then, the main one among them. Time in
+    which this process was stopped itself does not count.
 
     Args:
         limit_s: so long one may.
 
     Attributes:
         ended: the workers that stood still for longer, by process number: their ranks.
-        is_over: the job has left its summary, and who stood still was not the main worker: nothing is lost.
+        is_over: who was ended stood still after the job had left its summary, and was not the main worker: nothing is
+            lost.
     """
 
     def __init__(self, folder: RunFolder, limit_s: float) -> None:
@@ -36,6 +39,8 @@ class Stillness:
         self._looked_s = time.monotonic()
         self._still_s: dict[int, float] = {}
         self._ranks: dict[int, int] = {}
+        # Among the workers that were here last.
+        self._had_main = False
         self.ended: dict[int, int] = {}
         self.is_over = False
 
@@ -48,10 +53,14 @@ class Stillness:
         has_left = self._left() != self._before
         launcher, workers = self._workers(torchrun)
         still = [worker for worker in workers if _is_stopped(worker) or (has_left and self._ranks[worker.pid])]
-        if launcher is None or not workers or len(still) < len(workers):
+        if workers:
+            self._had_main = any(self._ranks[worker.pid] == 0 for worker in workers)
+        waits = not workers and has_left and self._had_main
+        if launcher is None or len(still) < len(workers) or not (workers or waits):
             self._still_s = {}
             return []
-        self._still_s = {w.pid: self._still_s.get(w.pid, 0.0) + min(past_s, 2 * self._every_s) for w in still}
+        judged = [launcher.pid] if waits else [worker.pid for worker in still]
+        self._still_s = {pid: self._still_s.get(pid, 0.0) + min(past_s, 2 * self._every_s) for pid in judged}
         if min(self._still_s.values()) < self._limit_s:
             return []
         self.ended |= {worker.pid: self._ranks[worker.pid] for worker in still}
