@@ -16,7 +16,7 @@ from service.errors import BackendError, ConfigError, LorotError, StorageError, 
 from service.jobs import checking, keeping, orders
 from service.jobs.backends import Backend, Handle, Status
 from service.jobs.desk import Desk
-from service.jobs.job import Attempt, Job
+from service.jobs.job import KEPT_ATTEMPTS, Attempt, Job
 from service.jobs.verdict import judge
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Attempts:
             # Somebody may have cancelled it by now.
             if now.state != "queued" or now.attempts != job.attempts:
                 return {}
-            return {"state": "starting", "attempts": (*now.attempts, attempt), "reason": ""}
+            return {"state": "starting", "attempts": (*now.attempts, attempt)[-KEPT_ATTEMPTS:], "reason": ""}
 
         job = self._record.update(job.id, decide)
         if job.state == "starting" and job.attempt == attempt:

@@ -28,6 +28,8 @@ STATUS: Mapping[State, str] = {
     "failed": "FAILED",
     "killed": "KILLED",
 }
+# So many of a job's attempts are kept: its run's tags have a length. Each has its number.
+KEPT_ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Job:
         key: the client's, which makes a submission idempotent; "" without one.
         submitted_s, ended_s: seconds since the epoch; 0: not yet.
         queued_s: since when it waits or has waited for its turn: when it was submitted, retried or resumed by hand.
-        attempts: the oldest first; empty before the first start.
+        attempts: the last KEPT_ATTEMPTS, the oldest first; empty before the first start.
         reason: why it ended, or why it waits, in a sentence; "" if there is nothing to say.
         cancel: somebody has asked to stop it.
         resume: the next attempt goes on from the last checkpoint.

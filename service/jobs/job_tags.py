@@ -19,7 +19,6 @@ KEY = "lorot.key"
 TOLD = f"{JOB}.told"
 _SPEC, _ATTEMPTS, _CONFIG = f"{JOB}.spec", f"{JOB}.attempts", f"{JOB}.config"
 _KEY_CHARS = 200
-_NUM_ATTEMPTS = 50
 # A request of MLflow takes a hundred tags.
 _NUM_PIECES = 60
 _DEFAULTS = {key: value for key, value in asdict(Attempt(0, "")).items() if key not in ("number", "name")}
@@ -35,7 +34,7 @@ def encode(job: Job) -> dict[str, str]:
     spec = job.spec.model_dump(mode="json", exclude_defaults=True)
     attempts = [
         {key: value for key, value in asdict(attempt).items() if value != _DEFAULTS.get(key)}
-        for attempt in job.attempts[-_NUM_ATTEMPTS:]
+        for attempt in job.attempts
     ]
     return {
         JOB: "1",

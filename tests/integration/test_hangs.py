@@ -134,3 +134,20 @@ def test_a_worker_whose_data_never_come_says_where_it_hangs(place: Path, job: li
     logs = [(place / f"runs/job/log-rank{rank}.txt").read_text() for rank in range(2)]
     assert any("no progress for" in log and "Thread 0x" in log for log in logs), said
     assert json.loads((place / "runs/job/error.json").read_text())["exit_code"] == launcher.returncode
+
+
+def test_a_worker_alone_that_freezes_is_ended_by_its_launcher_and_resumed(
+    place: Path, job: list[subprocess.Popen[str]]
+) -> None:
+    short = [DEMO, "workers=1", "timeout_s=8", "duration=800 steps", "checkpoint.every=20 steps"]
+    launcher = start(job, *short)
+    await_(lambda: steps(place) > 40 or launcher.poll() is not None, "training", 300)
+    assert launcher.poll() is None, launcher.communicate()
+    [alive] = workers(launcher.pid).values()
+    alive.send_signal(signal.SIGSTOP)
+    _, said = launcher.communicate(timeout=300)
+    assert launcher.returncode == 8, said
+    assert "worker 0 stood still for 8 s, stopped by a signal such as SIGSTOP; --resume goes on" in said
+    assert not alive.is_running()
+    resumed = start(job, *short, "--resume")
+    assert resumed.wait(300) == 0, resumed.communicate()

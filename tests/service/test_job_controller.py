@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from service.jobs import attempts, orders
 from service.jobs.backends import Status
 from service.jobs.controller import Controller
 from service.jobs.desk import Desk
+from service.jobs.job import KEPT_ATTEMPTS
 from service.jobs.record import Record
 from service.jobs.spec import JobSpec
 from tests.service.job_specs import settings, spec
@@ -140,6 +142,25 @@ def test_a_job_that_finished_before_it_could_be_stopped_has_finished(service: Se
     service.backend.end(service.name(job), 0)
     service.step()
     assert service.state(job) == "finished"
+
+
+def test_of_more_attempts_than_are_kept_the_last_ones_stay_with_their_numbers_in_memory_and_in_the_record(
+    service: Service,
+) -> None:
+    job = service.submit(retries=0)
+    service.step()
+    service.backend.end(service.name(job), 1)
+    service.step()
+    only = service.desk.get(job.id).attempt
+    assert only is not None
+    many = tuple(replace(only, number=number, name=f"{only.name}{number}") for number in range(1, 52))
+    service.desk.record.change(job.id, attempts=many[-KEPT_ATTEMPTS:])
+    service.desk.resume(job.id)
+    service.step()
+    found = service.desk.get(job.id)
+    assert [attempt.number for attempt in found.attempts] == list(range(3, 53))
+    service.restart()
+    assert service.desk.get(job.id).attempts == found.attempts
 
 
 def test_resume_and_retry_by_hand_make_a_further_attempt(service: Service) -> None:
