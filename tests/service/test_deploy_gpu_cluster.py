@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 from kubeflow_trainer_api import models
+from kubernetes.utils import parse_quantity
 
 from tests.service import kueue_schema
+from tests.service.kubernetes_schemas import validate
 from tests.service.kustomization import build
 from tests.service.overlays import DEPLOY, Documents, jobs_of, of_kind, told
 
@@ -63,6 +65,31 @@ def test_several_machines_need_volumes_that_several_can_write_to() -> None:
     claims = of_kind(documents, "PersistentVolumeClaim")
     assert claims["lorot-results"]["spec"]["accessModes"] == ["ReadWriteMany"]
     assert claims["lorot-data"]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_claim_for_data_can_be_a_bucket_that_a_driver_mounts_read_only(tmp_path: Path) -> None:
+    """Bound for good: neither can be taken by another, and no provisioner makes a volume of its own."""
+    folder = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, folder)
+    path = folder / "overlays/gpu-cluster/kustomization.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("# components: [../../bucket-data]", "components: [../../bucket-data]"))
+    assert path.read_text() != text
+    documents = build(path.parent)
+    for document in documents:
+        if document["kind"] in ("PersistentVolume", "PersistentVolumeClaim"):
+            validate(document)
+    volume = of_kind(documents, "PersistentVolume")["lorot-data"]["spec"]
+    claim = of_kind(documents, "PersistentVolumeClaim")["lorot-data"]
+    assert claim["metadata"]["namespace"] == volume["claimRef"]["namespace"]
+    assert (claim["metadata"]["name"], claim["spec"]["volumeName"]) == (volume["claimRef"]["name"], "lorot-data")
+    assert claim["spec"]["storageClassName"] == volume["storageClassName"] == ""
+    assert set(claim["spec"]["accessModes"]) <= set(volume["accessModes"])
+    assert parse_quantity(claim["spec"]["resources"]["requests"]["storage"]) <= parse_quantity(
+        volume["capacity"]["storage"]
+    )
+    assert {"read-only", "allow-other"} <= set(volume["mountOptions"])
+    assert told(documents, tmp_path).backends.kubernetes.data_claim == "lorot-data"
 
 
 def test_the_queue_has_a_quota_for_all_that_jobs_ask_for(tmp_path: Path) -> None:
