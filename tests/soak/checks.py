@@ -85,9 +85,14 @@ def left_out(run: Path, expected: Iterable[str]) -> list[str]:
     """That left_out.json names these images of the evaluation, and none that is trained on."""
     path = run / "left_out.json"
     told = json.loads(path.read_text()) if path.exists() else {"train": [], "eval": []}
-    named = sorted(Path(line.partition(": ")[0]).name for line in told["eval"])
+    named = sorted(image_name(line.partition(": ")[0]) for line in told["eval"])
     found = [f"images of training were left out: {told['train'][:3]}"] if told["train"] else []
     return found + ([] if named == sorted(expected) else [f"left out of evaluations: {named}, not {sorted(expected)}"])
+
+
+def image_name(place: str) -> str:
+    """The name of an image's file, or of the one it was made from, by what a data set says of its place."""
+    return place.rpartition("/")[2].rstrip(")")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

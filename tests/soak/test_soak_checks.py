@@ -84,3 +84,8 @@ def test_images_that_are_named_wrongly_or_not_at_all_as_left_out_are_found(tmp_p
     assert checks.left_out(tmp_path, []) == ["left out of evaluations: ['7.jpg'], not []"]
     (tmp_path / "left_out.json").write_text(json.dumps(named | {"train": ["/data/train/3.jpg: empty"]}))
     assert "training were left out" in checks.left_out(tmp_path, ["7.jpg"])[0]
+
+
+def test_an_image_has_the_name_of_the_file_that_it_was_made_from():
+    assert checks.image_name("/data/val/7.jpg") == "7.jpg"
+    assert checks.image_name("/data/val-000000.tar, byte 512 (made from v1/val/car/7.jpg)") == "7.jpg"
