@@ -10,12 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from service import store
 from tests.integration.machines import Machine, Network, network
 from tests.integration.processes import await_
 from tests.integration.sample_logs import lines_of
+from tests.soak import checks, worker
 
 SAMPLES = 203
 GLOBAL_BATCH = 64
@@ -38,6 +39,8 @@ micro_batch: 8
 device: cpu
 timeout_s: {TIMEOUT_S}
 log_samples: true
+on_nonfinite: skip
+nonfinite_limit: 1000
 data: {{{{name: prepared, root: data, size: 32}}}}
 pretext: {{{{name: lorot_e}}}}
 objective: {{{{name: multi_task}}}}
@@ -67,6 +70,7 @@ class Cluster:
         options: overrides for the launchers that are started from now on.
         left_out: images of the evaluation that were unreadable while such ones might be left out.
         is_limited: whether the run folder lies on a disk of its own, which can be filled.
+        steps: of the job.
     """
 
     def __init__(self, folder: Path, net: Network, is_limited: bool) -> None:
@@ -79,6 +83,7 @@ class Cluster:
         self._jobs: dict[str, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self.steps = 0
         self._servers: list[subprocess.Popen[str]] = []
         self._rendezvous: subprocess.Popen[str] | None = None
 
@@ -90,7 +95,7 @@ class Cluster:
     @property
     def line(self) -> list[str]:
         """What starts the job, or goes on with it, on one machine or as one of several."""
-        return ["-m", "service.cli", "train", "job.yaml", f"name={self._name}", "--resume"]
+        return ["-m", "tests.soak.launcher", "train", "job.yaml", f"name={self._name}", "--resume"]
 
     @property
     def disk(self) -> Path:
@@ -164,7 +169,7 @@ class Cluster:
 
     def begin(self, name: str, steps: int) -> None:
         """Let both machines train a job of this name, until `end`."""
-        self._name = name
+        self._name, self.steps = name, steps
         (self.folder / "job.yaml").write_text(JOB.format(steps=steps))
         self._closed.clear()
         self.ends.clear()
@@ -232,6 +237,25 @@ class Cluster:
     def evaluated(self) -> int:
         """The last step whose evaluation is in the record."""
         return last_step(self.run, "val/")
+
+    def farthest(self) -> int:
+        """The last step that any attempt came to."""
+        return max((line["step"] for rank in range(len(self.machines)) for line in lines_of(self.run, rank)), default=0)
+
+    def bad_steps(self) -> set[int]:
+        """Those whose losses are not finite."""
+        return worker.named(self.folder)
+
+    def spoil(self, steps: Iterable[int]) -> None:
+        """Let the losses of these not be finite, from now on."""
+        path = self.folder / worker.STEPS
+        path.with_suffix(".new").write_text(json.dumps(sorted({*self.bad_steps(), *steps})))
+        path.with_suffix(".new").replace(path)
+
+    def bad_losses(self) -> list[dict[str, Any]]:
+        """Step and samples of each that was computed, in order."""
+        path = self.folder / worker.LOSSES
+        return checks.read_lines(path) if path.exists() else []
 
     def steps_begun(self) -> int:
         """Step attempts that workers of rank 0 have written down."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.soak import file_faults, network_faults, process_faults
+from tests.soak import file_faults, network_faults, number_faults, process_faults
 from tests.soak.cluster import Cluster
 
 
@@ -35,6 +35,8 @@ FAULTS = (
     Fault("all asked to stop, twice", process_faults.stop_twice),
     Fault("torchrun asked to stop", process_faults.stop_torchrun),
     Fault("second job on the folder", process_faults.start_second_job, is_felt=False),
+    # How it is felt depends on what the job is to do then, and is the fault's own to await.
+    Fault("loss not finite", number_faults.spoil_losses, is_felt=False),
     Fault("checkpoint damaged", file_faults.damage_checkpoint),
     Fault("disk full", file_faults.fill_disk, needs_disk=True),
     Fault("run folder read-only", file_faults.close_folder, needs_disk=True),
