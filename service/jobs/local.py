@@ -234,6 +234,12 @@ def failure(folder: RunFolder, account: Account, code: int, interrupted: int) ->
     if interrupted:
         name = signal.Signals(interrupted).name
         return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", stop_code(interrupted))
+    if reported is None and not folder.is_writable:
+        return JobError(
+            f"{folder.path}: cannot be written; what is there is untouched: --resume goes on once it can be, or "
+            f"output=FOLDER chooses another\n{_tail(log, account.log, folder)}",
+            StorageError.exit_code,
+        )
     first = [end.code for end in torchrun.exits(log)[-1:]]
     if reported is not None and reported.exit_code == REQUEUE and not {*STOPPED, *_CAUSED}.issuperset(first):
         # Only because torchrun asked it to stop, after another had failed without a word.

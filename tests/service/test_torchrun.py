@@ -198,6 +198,24 @@ def test_what_no_restart_would_mend_ends_the_job_at_once(folder: RunFolder) -> N
         assert account.is_over() == over, kind
 
 
+def test_a_folder_that_became_read_only_ends_the_job_though_no_worker_can_say_so_there(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, log = opened(folder, allowed=3)
+    # The superuser, who runs many tests, may write to folders that are read-only by their mode.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder.path or not mode & os.W_OK)
+    assert not account.is_over()
+    # Of one machine its main worker, of another one that has lost it.
+    write(log, 8)
+    assert account.is_over()
+    error = local.failure(folder, account, 1, 0)
+    assert error.exit_code == 7
+    assert str(error).startswith(f"{folder.path}: cannot be written; ")
+    # What a worker could still say is the reason.
+    folder.write("error.json", {"type": "NonFiniteLossError", "message": "not finite", "exit_code": 4})
+    assert local.failure(folder, account, 1, 0).exit_code == 4
+
+
 @pytest.mark.parametrize("code", [75, 130])
 def test_a_stop_that_was_asked_for_ends_a_job_of_one_machine_only(folder: RunFolder, code: int) -> None:
     alone, log = opened(folder, 3, alone=True)
