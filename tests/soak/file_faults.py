@@ -57,7 +57,7 @@ def fill_disk(made: Cluster, dice: Random) -> str:
 def close_folder(made: Cluster, dice: Random) -> str:
     """The run folder can be read and not written, until a launcher has ended for it, and for a while more."""
     pause_s, ended = dice.uniform(1, 10), made.ends[StorageError.exit_code]
-    # On top of itself: what is open stays so, and no disk becomes read-only as long as files are open for writing.
+    # Over itself: the kernel makes no disk read-only on which files are open for writing. Those here stay open.
     subprocess.run(["mount", "--bind", str(made.run), str(made.run)], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(made.run)], check=True)
