@@ -245,8 +245,9 @@ def failure(folder: RunFolder, account: Account, code: int, interrupted: int) ->
         # Only because torchrun asked it to stop, after another had failed without a word.
         reported = None
     if complaint := account.complaint():
-        own = reported is not None and reported.exit_code not in _CAUSED - {account.failed[-1].code}
-        return JobError(f"{complaint}\n{reported if own else _tail(log, account.log, folder)}")
+        if reported is not None and reported.exit_code not in _CAUSED - {account.failed[-1].code}:
+            return JobError(f"{complaint}\n{reported}", reported.exit_code)
+        return JobError(f"{complaint}\n{_tail(log, account.log, folder)}")
     if STOPPED.intersection(first) and (reported is None or reported.exit_code == 1):
         # A signal to one worker, before it had a place to write to.
         return JobError("a worker was stopped by a signal; --resume goes on from the last checkpoint", first[0])

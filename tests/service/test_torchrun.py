@@ -259,6 +259,21 @@ def test_a_hang_that_recurs_uses_up_the_restarts_of_one_machine(folder: RunFolde
     assert "worker 1 stopped answering" in said
 
 
+def test_what_restarts_did_not_mend_ends_the_job_with_the_exit_code_of_what_a_worker_says_of_it(
+    folder: RunFolder,
+) -> None:
+    account, log = opened(folder, 2)
+    folder.write("error.json", {"type": "UnreachableError", "message": "train-000000.tar: missing", "exit_code": 3})
+    write(log, 3, 3)
+    assert not account.is_over()
+    write(log, 3)
+    assert account.is_over()
+    error = local.failure(folder, account, 1, 0)
+    assert error.exit_code == 3
+    assert "failed 3 times" in str(error)
+    assert str(error).endswith("\ntrain-000000.tar: missing")
+
+
 def test_a_folder_that_another_job_has_is_tried_again_by_one_of_several_machines_only(folder: RunFolder) -> None:
     alone, log = opened(folder, 2, alone=True)
     one_of_several, _ = opened(folder, 2)
