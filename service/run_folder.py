@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "error.json"
 
     @property
+    def is_writable(self) -> bool:
+        """Whether anything can be written there, but for a disk that is full."""
+        return os.access(self.path, os.W_OK)
+
+    @property
     def meeting(self) -> str:
         """The name at the rendezvous of the job that has the folder or had it last; empty for one machine's."""
         return str(self.read(_LAUNCH).get("run_id", ""))

@@ -235,13 +235,20 @@ def failure(
     if interrupted:
         name = signal.Signals(interrupted).name
         return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", stop_code(interrupted))
+    if reported is None and not folder.is_writable:
+        return JobError(
+            f"{folder.path}: cannot be written; what is there is untouched: --resume goes on once it can be, or "
+            f"output=FOLDER chooses another\n{_tail(log, account.log, folder)}",
+            StorageError.exit_code,
+        )
     first = [end.code for end in torchrun.exits(log)[-1:]]
     if reported is not None and reported.exit_code == REQUEUE and not {*STOPPED, *_CAUSED}.issuperset(first):
         # Only because torchrun asked it to stop, after another had failed without a word.
         reported = None
     if complaint := account.complaint():
-        own = reported is not None and reported.exit_code not in _CAUSED - {account.failed[-1].code}
-        return JobError(f"{complaint}\n{reported if own else _tail(log, account.log, folder)}")
+        if reported is not None and reported.exit_code not in _CAUSED - {account.failed[-1].code}:
+            return JobError(f"{complaint}\n{reported}", reported.exit_code)
+        return JobError(f"{complaint}\n{_tail(log, account.log, folder)}")
     if STOPPED.intersection(first) and (reported is None or reported.exit_code == 1):
         # A signal to one worker, before it had a place to write to.
         return JobError("a worker was stopped by a signal; --resume goes on from the last checkpoint", first[0])

@@ -79,7 +79,7 @@ class Machine:
 
     def workers(self) -> list[int]:
         """Training workers that live there."""
-        return [pid for pid in self.pids() if b"service.training.worker" in _line_of(pid) and _is_worker(pid)]
+        return [pid for pid in self.pids() if b".worker" in _line_of(pid) and _is_worker(pid)]
 
 
 @dataclass

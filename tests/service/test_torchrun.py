@@ -198,6 +198,24 @@ def test_what_no_restart_would_mend_ends_the_job_at_once(folder: RunFolder) -> N
         assert account.is_over() == over, kind
 
 
+def test_a_folder_that_became_read_only_ends_the_job_though_no_worker_can_say_so_there(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, log = opened(folder, allowed=3)
+    # The superuser, who runs many tests, may write to folders that are read-only by their mode.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder.path or not mode & os.W_OK)
+    assert not account.is_over()
+    # Of one machine its main worker, of another one that has lost it.
+    write(log, 8)
+    assert account.is_over()
+    error = local.failure(folder, account, 1, 0)
+    assert error.exit_code == 7
+    assert str(error).startswith(f"{folder.path}: cannot be written; ")
+    # What a worker could still say is the reason.
+    folder.write("error.json", {"type": "NonFiniteLossError", "message": "not finite", "exit_code": 4})
+    assert local.failure(folder, account, 1, 0).exit_code == 4
+
+
 @pytest.mark.parametrize("code", [75, 130])
 def test_a_stop_that_was_asked_for_ends_a_job_of_one_machine_only(folder: RunFolder, code: int) -> None:
     alone, log = opened(folder, 3, alone=True)
@@ -239,6 +257,21 @@ def test_a_hang_that_recurs_uses_up_the_restarts_of_one_machine(folder: RunFolde
     said = str(local.failure(folder, account, 1, 0))
     assert "failed 2 times" in said
     assert "worker 1 stopped answering" in said
+
+
+def test_what_restarts_did_not_mend_ends_the_job_with_the_exit_code_of_what_a_worker_says_of_it(
+    folder: RunFolder,
+) -> None:
+    account, log = opened(folder, 2)
+    folder.write("error.json", {"type": "UnreachableError", "message": "train-000000.tar: missing", "exit_code": 3})
+    write(log, 3, 3)
+    assert not account.is_over()
+    write(log, 3)
+    assert account.is_over()
+    error = local.failure(folder, account, 1, 0)
+    assert error.exit_code == 3
+    assert "failed 3 times" in str(error)
+    assert str(error).endswith("\ntrain-000000.tar: missing")
 
 
 def test_a_folder_that_another_job_has_is_tried_again_by_one_of_several_machines_only(folder: RunFolder) -> None:

@@ -136,6 +136,9 @@ def lost(made: Cluster, total: int) -> list[str]:
     if summary["images"] != total * GLOBAL_BATCH:
         found.append(f"the summary counts {summary['images']} images")
     found += checks.left_out(made.run, made.left_out)
+    found += checks.not_finite(summary, checks.read_lines(made.run / "metrics.jsonl"), made.bad_losses())
+    if unmade := made.bad_steps() - {loss["step"] for loss in made.bad_losses()}:
+        found.append(f"steps {sorted(unmade)} were to have losses that are not finite, and had not")
     return found + checks.tracked(made.database, total, made.run, LOG_EVERY)
 
 

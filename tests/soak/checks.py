@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,9 +85,42 @@ def left_out(run: Path, expected: Iterable[str]) -> list[str]:
     """That left_out.json names these images of the evaluation, and none that is trained on."""
     path = run / "left_out.json"
     told = json.loads(path.read_text()) if path.exists() else {"train": [], "eval": []}
-    named = sorted(Path(line.partition(": ")[0]).name for line in told["eval"])
+    named = sorted(image_name(line.partition(": ")[0]) for line in told["eval"])
     found = [f"images of training were left out: {told['train'][:3]}"] if told["train"] else []
     return found + ([] if named == sorted(expected) else [f"left out of evaluations: {named}, not {sorted(expected)}"])
+
+
+def image_name(place: str) -> str:
+    """The name of an image's file, or of the one it was made from, by what a data set says of its place."""
+    return place.rpartition("/")[2].rstrip(")")
+
+
+def not_finite(
+    summary: Mapping[str, Any], lines: Sequence[dict[str, Any]], losses: Sequence[dict[str, Any]]
+) -> list[str]:
+    """That the updates of the steps whose losses were not finite, and no others, were left out, and for these samples.
+
+    Args:
+        lines: of metrics.jsonl.
+        losses: step and samples of each loss that was made not finite, in order: of a step that was made again the last
+            one counts.
+    """
+    last = {loss["step"]: loss["samples"] for loss in losses}
+    expected = [
+        {"step": step, "kind": "loss", "samples": ids, "num_samples": len(ids)} for step, ids in sorted(last.items())
+    ]
+    found = []
+    if summary["skipped_steps"] != sorted(last):
+        found.append(f"the summary has updates of steps {summary['skipped_steps']} left out, not of {sorted(last)}")
+    told = summary["nonfinite_steps"]
+    if wrong := [one for one in told if one not in expected]:
+        found.append(f"the summary says of losses that were not finite {wrong[:3]}")
+    elif len(told) != len(expected):
+        found.append(f"the summary names only {len(told)} of {len(expected)} losses that were not finite")
+    counted = [(line["step"], line["train/skipped_steps"]) for line in lines if "train/skipped_steps" in line]
+    if wrong := [(step, count) for step, count in counted if count != sum(bad <= step for bad in last)]:
+        found.append(f"the record counts other updates as left out: {wrong[:3]} (step, updates)")
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

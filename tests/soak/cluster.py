@@ -3,26 +3,29 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from service import store
 from tests.integration.machines import Machine, Network, network
 from tests.integration.processes import await_
 from tests.integration.sample_logs import lines_of
+from tests.soak import checks, worker
 
 SAMPLES = 203
 GLOBAL_BATCH = 64
 LOG_EVERY = 50
 TIMEOUT_S = 15
 PORT = 5000
+# Of the server behind what makes it slow, and of the rendezvous.
+_HIDDEN_PORT = 5001
+_MEETING_PORT = 29400
 DISK_MB = 300
 # More than a line of the sample log.
 _LINE_BYTES = 1 << 14
@@ -36,7 +39,9 @@ micro_batch: 8
 device: cpu
 timeout_s: {TIMEOUT_S}
 log_samples: true
-data: {{{{name: demo, root: demo, size: 32, options: {{{{train_count: {SAMPLES}, val_count: 30, size: 40}}}}}}}}
+on_nonfinite: skip
+nonfinite_limit: 1000
+data: {{{{name: prepared, root: data, size: 32}}}}
 pretext: {{{{name: lorot_e}}}}
 objective: {{{{name: multi_task}}}}
 model: {{{{name: resnet_small, width: 16}}}}
@@ -65,6 +70,7 @@ class Cluster:
         options: overrides for the launchers that are started from now on.
         left_out: images of the evaluation that were unreadable while such ones might be left out.
         is_limited: whether the run folder lies on a disk of its own, which can be filled.
+        steps: of the job.
     """
 
     def __init__(self, folder: Path, net: Network, is_limited: bool) -> None:
@@ -77,8 +83,9 @@ class Cluster:
         self._jobs: dict[str, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._server: subprocess.Popen[str] | None = None
-        self._where = ""
+        self.steps = 0
+        self._servers: list[subprocess.Popen[str]] = []
+        self._rendezvous: subprocess.Popen[str] | None = None
 
     @property
     def run(self) -> Path:
@@ -88,7 +95,7 @@ class Cluster:
     @property
     def line(self) -> list[str]:
         """What starts the job, or goes on with it, on one machine or as one of several."""
-        return ["-m", "service.cli", "train", "job.yaml", f"name={self._name}", "--resume"]
+        return ["-m", "tests.soak.launcher", "train", "job.yaml", f"name={self._name}", "--resume"]
 
     @property
     def disk(self) -> Path:
@@ -96,15 +103,32 @@ class Cluster:
         return self.folder / "disk"
 
     def open(self) -> None:
-        """Start the tracking server and the rendezvous."""
+        """Prepare the data, start the tracking server and the rendezvous."""
+        options = [f"train_count={SAMPLES}", "val_count=30", "size=40", "--size", "40", "--shard-size", "100kB"]
+        drawn = self.hub.start("-m", "service.cli", "data", "prepare", "demo", "data", "--name", "demo", *options)
+        assert drawn.wait(300) == 0, self.told()
         store.ensure_ready(self.database)
         self.start_server()
+        self.start_rendezvous()
+
+    @property
+    def data(self) -> Path:
+        """Where the shards lie."""
+        return self.folder / "data"
+
+    def start_rendezvous(self) -> None:
+        """Start the place where the machines meet, at its address, which is always the same."""
+        before = self.hub.said.read_text().count("ready at") if self.hub.said.exists() else 0
         # A place without a run's name in it: nothing of the job lies on that machine.
-        self.hub.start("-m", "service.cli", "rendezvous", "--host", self.hub.address, "--port", "0")
-        await_(lambda: "ready at" in self.hub.said.read_text(), "the rendezvous is ready", 120)
-        found = re.search(r"ready at (\S+)", self.hub.said.read_text())
-        assert found
-        self._where = found[1]
+        where = ["--host", self.hub.address, "--port", str(_MEETING_PORT)]
+        self._rendezvous = self.hub.start("-m", "service.cli", "rendezvous", *where)
+        await_(lambda: self.hub.said.read_text().count("ready at") > before, "the rendezvous is ready", 120, self.told)
+
+    def kill_rendezvous(self) -> None:
+        """Let it be gone."""
+        assert self._rendezvous is not None
+        self._rendezvous.kill()
+        self._rendezvous.wait()
 
     @property
     def database(self) -> str:
@@ -113,25 +137,39 @@ class Cluster:
 
     def start_server(self) -> None:
         """Start the tracking server at its address, which is always the same."""
-        line = ["-m", "mlflow", "server", "--host", self.hub.address, "--port", str(PORT), "--workers", "1"]
-        line += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
-        self._server = self.hub.start(*line, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        self._servers = [self._start_server(self.hub.address, PORT)]
 
     def start_failing_server(self) -> None:
         """Start one at the same address that answers all requests with errors of servers."""
-        line = ["-m", "tests.integration.fault_proxy", "0", "0", "--host", self.hub.address, "--port", str(PORT)]
-        self._server = self.hub.start(*line, "--status", "500", "503", "429")
+        self._servers = [self._start_proxy("0", "0", "--status", "500", "503", "429")]
+
+    def slow_server_down(self, delay_s: float) -> None:
+        """Let another take the tracking server's place, whose every answer comes so much later."""
+        hidden = self._start_server("127.0.0.1", _HIDDEN_PORT)
+        ask = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{_HIDDEN_PORT}/health', timeout=5)"
+        await_(lambda: self.hub.start("-c", ask).wait() == 0, "a second server answers", 120, self.told)
+        self.signal_server(signal.SIGKILL)
+        self._servers = [hidden, self._start_proxy(str(_HIDDEN_PORT), str(delay_s))]
 
     def signal_server(self, number: int) -> None:
         """Send all of the tracking server's processes a signal."""
-        assert self._server is not None
-        os.killpg(self._server.pid, number)
-        if number == signal.SIGKILL:
-            self._server.wait()
+        for server in self._servers:
+            os.killpg(server.pid, number)
+            if number == signal.SIGKILL:
+                server.wait()
+
+    def _start_server(self, host: str, port: int) -> subprocess.Popen[str]:
+        line = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+        line += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
+        return self.hub.start(*line, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+
+    def _start_proxy(self, *arguments: str) -> subprocess.Popen[str]:
+        where = ["--host", self.hub.address, "--port", str(PORT)]
+        return self.hub.start("-m", "tests.integration.fault_proxy", *arguments, *where)
 
     def begin(self, name: str, steps: int) -> None:
         """Let both machines train a job of this name, until `end`."""
-        self._name = name
+        self._name, self.steps = name, steps
         (self.folder / "job.yaml").write_text(JOB.format(steps=steps))
         self._closed.clear()
         self.ends.clear()
@@ -147,6 +185,24 @@ class Cluster:
             for job in self._jobs.values():
                 job.wait(180)
             self._jobs.clear()
+
+    def stop_all(self, numbers: Iterable[signal.Signals], pause_s: float = 0.0) -> list[int]:
+        """Send all launchers these signals, one after the other; their exit codes."""
+        jobs = [job for machine in self.machines if (job := self.job_on(machine))]
+        for number in numbers:
+            for job in jobs:
+                job.send_signal(number)
+            time.sleep(pause_s)
+        return [job.wait(180) for job in jobs]
+
+    def go_on_with(self, options: list[str], change: Callable[[], object] = lambda: None) -> None:
+        """Stop the job in order, change something, and let it go on with these overrides."""
+        with self.away(self.machines):
+            self.stop_all([signal.SIGTERM])
+            change()
+            self.options = options
+        stopped_ns = time.time_ns()
+        await_(lambda: self.latest().attempt_ns > stopped_ns or self.is_done(), "the job goes on", 300, self.told)
 
     def settle(self) -> None:
         """Let the tracking server have what still waits for it, as `lorot sync` does for a user."""
@@ -181,6 +237,25 @@ class Cluster:
     def evaluated(self) -> int:
         """The last step whose evaluation is in the record."""
         return last_step(self.run, "val/")
+
+    def farthest(self) -> int:
+        """The last step that any attempt came to."""
+        return max((line["step"] for rank in range(len(self.machines)) for line in lines_of(self.run, rank)), default=0)
+
+    def bad_steps(self) -> set[int]:
+        """Those whose losses are not finite."""
+        return worker.named(self.folder)
+
+    def spoil(self, steps: Iterable[int]) -> None:
+        """Let the losses of these not be finite, from now on."""
+        path = self.folder / worker.STEPS
+        path.with_suffix(".new").write_text(json.dumps(sorted({*self.bad_steps(), *steps})))
+        path.with_suffix(".new").replace(path)
+
+    def bad_losses(self) -> list[dict[str, Any]]:
+        """Step and samples of each that was computed, in order."""
+        path = self.folder / worker.LOSSES
+        return checks.read_lines(path) if path.exists() else []
 
     def steps_begun(self) -> int:
         """Step attempts that workers of rank 0 have written down."""
@@ -230,7 +305,7 @@ class Cluster:
             del self._jobs[machine.address]
         if self.has_ended() or machine.address in self._held or self._closed.is_set():
             return
-        where = ["--nnodes", "1:2", "--nproc", "1", "--rdzv", self._where]
+        where = ["--nnodes", "1:2", "--nproc", "1", "--rdzv", f"{self.hub.address}:{_MEETING_PORT}"]
         self._jobs[machine.address] = machine.start(*self.line, *self.options, *where)
 
 

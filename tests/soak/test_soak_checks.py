@@ -84,3 +84,40 @@ def test_images_that_are_named_wrongly_or_not_at_all_as_left_out_are_found(tmp_p
     assert checks.left_out(tmp_path, []) == ["left out of evaluations: ['7.jpg'], not []"]
     (tmp_path / "left_out.json").write_text(json.dumps(named | {"train": ["/data/train/3.jpg: empty"]}))
     assert "training were left out" in checks.left_out(tmp_path, ["7.jpg"])[0]
+
+
+LOSSES = [{"step": 60, "samples": [3, 1]}, {"step": 90, "samples": [7, 2]}, {"step": 60, "samples": [5, 8]}]
+SUMMARY = {
+    "skipped_steps": [60, 90],
+    "nonfinite_steps": [
+        {"step": 60, "kind": "loss", "samples": [5, 8], "num_samples": 2},
+        {"step": 90, "kind": "loss", "samples": [7, 2], "num_samples": 2},
+    ],
+}
+COUNTS = [{"step": step, "train/skipped_steps": count} for step, count in ((50, 0), (100, 2), (120, 2))]
+
+
+def test_steps_that_are_left_out_for_what_they_last_came_to_are_no_loss():
+    assert checks.not_finite(SUMMARY, COUNTS, LOSSES) == []
+    # Under another policy, and none left out by then, it is not counted.
+    assert checks.not_finite(SUMMARY, COUNTS[1:], LOSSES) == []
+    assert checks.not_finite({"skipped_steps": [], "nonfinite_steps": []}, [], []) == []
+
+
+@pytest.mark.parametrize(
+    ("summary", "counts", "losses", "complaint"),
+    [
+        (SUMMARY, COUNTS, LOSSES[1:2], r"steps \[60, 90\] left out, not of \[90\]"),
+        (SUMMARY, COUNTS, [*LOSSES, {"step": 110, "samples": [4]}], r"not of \[60, 90, 110\]"),
+        (SUMMARY, COUNTS, LOSSES[:2], r"'step': 60.*\[5, 8\]"),
+        (SUMMARY, [{"step": 100, "train/skipped_steps": 1}], LOSSES, r"\[\(100, 1\)\]"),
+        (SUMMARY | {"nonfinite_steps": SUMMARY["nonfinite_steps"][:1]}, COUNTS, LOSSES, "names only 1 of 2"),
+    ],
+)
+def test_an_update_that_was_left_out_or_not_or_told_otherwise_is_found(summary, counts, losses, complaint):
+    assert any(re.search(complaint, found) for found in checks.not_finite(summary, counts, losses))
+
+
+def test_an_image_has_the_name_of_the_file_that_it_was_made_from():
+    assert checks.image_name("/data/val/7.jpg") == "7.jpg"
+    assert checks.image_name("/data/val-000000.tar, byte 512 (made from v1/val/car/7.jpg)") == "7.jpg"
