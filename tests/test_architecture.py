@@ -50,12 +50,8 @@ ONLY_IN = {
     "deepspeed": {"service/training/engine.py"},
     "timm": {"service/export/formats.py"},
     "onnxruntime": {"service/export/formats.py"},
-    "docker": {
-        "service/jobs/backends/docker.py",
-        "service/jobs/backends/docker_engine.py",
-        "service/jobs/backends/docker_images.py",
-    },
-    "kubernetes": {"service/jobs/backends/kubernetes_cluster.py"},
+    "docker": {f"service/jobs/backends/docker/{part}.py" for part in ("backend", "engine", "images")},
+    "kubernetes": {"service/jobs/backends/kubernetes/cluster.py"},
     "mlflow": {
         *("service/store.py", "service/tracking.py", "service/delivery.py", "service/run_creation.py"),
         "service/serving.py",

@@ -13,8 +13,8 @@ import pytest
 
 from service.errors import BackendError, ConfigError
 from service.jobs.backends import Order, Status
-from service.jobs.backends import docker_containers as containers
-from service.jobs.backends.docker import DockerBackend
+from service.jobs.backends.docker import containers
+from service.jobs.backends.docker.backend import DockerBackend
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec

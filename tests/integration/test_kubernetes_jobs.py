@@ -13,7 +13,7 @@ import yaml
 
 from service.errors import BackendError, ConfigError
 from service.jobs.backends import Order, Status, load
-from service.jobs.backends.kubernetes import KubernetesBackend
+from service.jobs.backends.kubernetes.backend import KubernetesBackend
 from service.jobs.settings import ServiceSettings
 from tests.integration.processes import await_
 from tests.integration.stand_in_cluster import DIGEST, NAMESPACE, Cluster, cluster, disrupted, ended, running, waiting

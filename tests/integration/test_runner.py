@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from service.jobs import memory, memory_group, orders, runner
-from service.jobs.backends import Order, local
+from service.jobs.backends import Order
+from service.jobs.backends.local import backend as local
 from service.jobs.job import Job
 from service.jobs.spec import JobSpec
 from tests.integration.processes import await_, family

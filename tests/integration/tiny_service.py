@@ -22,6 +22,7 @@ import yaml
 
 from service.jobs import settings_file
 from service.jobs.backends import Handle, Order, local
+from service.jobs.backends.local.backend import Local
 from service.jobs.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ CONFIG = {
 }
 
 
-class TinyJobs(local.Local):
+class TinyJobs(Local):
     """The local backend; what it starts has another command than was ordered."""
 
     def __init__(self, settings: ServiceSettings, ledger: Path) -> None:

@@ -17,8 +17,8 @@ from service.cli import app
 from service.console import submission
 from service.jobs import checking, settings_file
 from service.jobs.backends import Backend
-from service.jobs.backends.docker import DockerBackend
-from service.jobs.backends.kubernetes import KubernetesBackend
+from service.jobs.backends.docker.backend import DockerBackend
+from service.jobs.backends.kubernetes.backend import KubernetesBackend
 from service.jobs.desk import Desk
 from service.jobs.queue import Amount
 from service.jobs.spec import JobSpec

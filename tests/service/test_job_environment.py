@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from service.errors import ConfigError
 from service.jobs import orders
-from service.jobs.backends import Order, local
+from service.jobs.backends import Order
+from service.jobs.backends.local import backend as local
 from service.jobs.job import Attempt, Job
 from service.jobs.spec import JobSpec
 from tests.service.job_specs import settings, spec

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from service.jobs import memory, memory_group
-from service.jobs.backends import local
+from service.jobs.backends.local import backend as local
 from service.jobs.memory_group import Group
 from tests.service.job_specs import settings
 

@@ -9,7 +9,7 @@ import pytest
 from pipelines import remote
 from service.errors import ConfigError
 from service.jobs import checking, orders
-from service.jobs.backends import docker_containers
+from service.jobs.backends.docker import containers
 from service.jobs.job import Attempt, Job
 from service.jobs.manifests import pods
 from service.jobs.spec import JobSpec, num_bytes
@@ -36,7 +36,7 @@ def tmp_bytes(backend: str, folder: Path) -> int:
     job = Job("0" * 32, "", wanted(backend), "starting", attempts=(attempt,))
     order = orders.order(job, attempt, service, {})
     if backend == "docker":
-        found = re.search(r"size=(\w+)g", docker_containers.container(order, service, 0)["HostConfig"]["Tmpfs"]["/tmp"])
+        found = re.search(r"size=(\w+)g", containers.container(order, service, 0)["HostConfig"]["Tmpfs"]["/tmp"])
         assert found is not None
         return int(found[1]) * 2**30
     (volume,) = (one for one in pods.volumes(order, service.backends.kubernetes) if one.name == "tmp")

@@ -11,11 +11,12 @@ import pytest
 from urllib3.response import HTTPResponse
 
 from service.errors import ConfigError
-from service.jobs.backends import attempt_files, kubernetes_logs
-from service.jobs.backends.kubernetes import KubernetesBackend
-from service.jobs.backends.kubernetes_logs import _Lines, follow
-from service.jobs.backends.kubernetes_pods import Pod, seconds
-from service.jobs.backends.kubernetes_status import status
+from service.jobs import attempt_files
+from service.jobs.backends.kubernetes import logs as kubernetes_logs
+from service.jobs.backends.kubernetes.backend import KubernetesBackend
+from service.jobs.backends.kubernetes.logs import _Lines, follow
+from service.jobs.backends.kubernetes.pods import Pod, seconds
+from service.jobs.backends.kubernetes.status import status
 from tests.service.kubernetes_orders import CONTAINER, JOB_ID, NAME, job, settings
 
 DIGEST = "sha256:" + "0f" * 32

@@ -12,8 +12,10 @@ import pytest
 
 from service import plain_files
 from service.errors import StorageError, UnknownJobError
-from service.jobs import history, keeping, log_file, orders, shown
-from service.jobs.backends import Status, attempt_files, docker_logs, kubernetes_logs
+from service.jobs import attempt_files, history, keeping, log_file, orders, shown
+from service.jobs.backends import Status
+from service.jobs.backends.docker import logs as docker_logs
+from service.jobs.backends.kubernetes import logs as kubernetes_logs
 from service.jobs.job import Attempt
 from service.jobs.manifests.rendering import configuration_of
 from service.jobs.record import Record

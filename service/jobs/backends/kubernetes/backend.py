@@ -15,23 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from service.errors import BackendError, ConfigError, StorageError
-from service.jobs import log_file, orders
-from service.jobs.backends import Handle, Order, Status, attempt_files
-from service.jobs.backends import kubernetes_logs as logs
-from service.jobs.backends import kubernetes_status as standing
-from service.jobs.backends.kubernetes_cluster import Cluster, Document
-from service.jobs.backends.kubernetes_pods import Pod
+from service.jobs import attempt_files, log_file, orders
+from service.jobs.backends import Handle, Order, Status
+from service.jobs.backends.kubernetes import logs
+from service.jobs.backends.kubernetes import status as standing
+from service.jobs.backends.kubernetes.cluster import Cluster, Document
+from service.jobs.backends.kubernetes.pods import Pod
 from service.jobs.job import Job
 from service.jobs.manifests.pods import ATTEMPT, JOB, ROLE
 from service.jobs.manifests.rendering import configuration_of
 from service.jobs.manifests.workloads import objects, owned
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
-
-
-def make(settings: ServiceSettings) -> "KubernetesBackend":
-    """The backend. Asks no cluster yet."""
-    return KubernetesBackend(settings)
 
 
 class KubernetesBackend:

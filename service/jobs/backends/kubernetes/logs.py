@@ -11,9 +11,9 @@ from typing import Any
 
 from service import plain_files
 from service.errors import BackendError, StorageError
-from service.jobs.backends.breathing import breathing
-from service.jobs.backends.kubernetes_cluster import Cluster
-from service.jobs.backends.kubernetes_pods import Pod
+from service.jobs.backends.kubernetes.cluster import Cluster
+from service.jobs.backends.kubernetes.pods import Pod
+from service.jobs.breathing import breathing
 from service.jobs.manifests.pods import MAIN
 
 # Seconds between two looks at what there is to follow.

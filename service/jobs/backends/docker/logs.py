@@ -7,7 +7,7 @@ from typing import Any
 
 from service import plain_files
 from service.errors import StorageError
-from service.jobs.backends.breathing import breathing
+from service.jobs.breathing import breathing
 
 
 def keep(api: Any, container: str, folder: Path, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from service.errors import REQUEUE, LostPeerError
 from service.jobs.backends import Status
-from service.jobs.backends.docker_containers import NODE
+from service.jobs.backends.docker.containers import NODE
 
 # Of workers that may have ended only because another one did.
 _CAUSED = (REQUEUE, LostPeerError.exit_code)

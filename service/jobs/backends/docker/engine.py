@@ -12,8 +12,8 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 import docker
 from service.errors import BackendError, ConfigError
-from service.jobs.backends import docker_images as images
-from service.jobs.backends.docker_containers import ATTEMPT, JOB
+from service.jobs.backends.docker import images
+from service.jobs.backends.docker.containers import ATTEMPT, JOB
 
 _TIMEOUT_S = 30
 # What an engine says of an order that it will never carry out, however often it is asked.

@@ -65,11 +65,6 @@ _NOT_PASSED = ("LOROT_TOKEN", "LOROT_RUN_ID", "LOROT_JOB_*", "LOROT_LAUNCHED", "
 _UNWRITTEN = {"MLFLOW_TRACKING_URI"}
 
 
-def make(settings: ServiceSettings) -> "Local":
-    """The backend."""
-    return Local(settings)
-
-
 class Local:
     """See `service.jobs.backends.Backend`."""
 

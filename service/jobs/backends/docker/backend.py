@@ -14,13 +14,11 @@ from typing import Any
 from docker.errors import APIError, ImageNotFound
 
 from service.errors import BackendError, ConfigError, StorageError
-from service.jobs import log_file
-from service.jobs.backends import Handle, Order, Status, attempt_files
-from service.jobs.backends import docker_containers as containers
-from service.jobs.backends import docker_ends as ends
-from service.jobs.backends import docker_images as images
-from service.jobs.backends import docker_logs as log_files
-from service.jobs.backends.docker_engine import Engine, meaning
+from service.jobs import attempt_files, log_file
+from service.jobs.backends import Handle, Order, Status
+from service.jobs.backends.docker import containers, ends, images
+from service.jobs.backends.docker import logs as log_files
+from service.jobs.backends.docker.engine import Engine, meaning
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
 
@@ -28,11 +26,6 @@ from service.jobs.settings import ServiceSettings
 _LOOK_S = 0.5
 
 Inspected = Mapping[str, Any]
-
-
-def make(settings: ServiceSettings) -> "DockerBackend":
-    """The backend. Asks no engine yet."""
-    return DockerBackend(settings)
 
 
 class DockerBackend:

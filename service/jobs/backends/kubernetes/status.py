@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.jobs.backends import Status
-from service.jobs.backends.kubernetes_pods import Pod, seconds
+from service.jobs.backends.kubernetes.pods import Pod, seconds
 from service.jobs.manifests.workloads import QUEUE
 
 # As the Job controller tells which pod has ended the job.
