@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from service.api import sse
 from service.api.growing_log import GrowingLog, cut
 from service.errors import ConfigError
-from service.jobs import orders
+from service.jobs import orders, traits
 from service.jobs.desk import Desk
 from service.jobs.job import Attempt, Job
 from service.jobs.settings import ServiceSettings
@@ -149,7 +149,7 @@ class Followers:
     @contextlib.asynccontextmanager
     async def _opened(self, job: Job, number: int, node: int, tail: int | None, name: str) -> AsyncIterator[GrowingLog]:
         path = log_file(self._desk.settings, job.id, number, node)
-        has_file = job.spec.backend == "local" or (_has_ended(job, number) and path.exists())
+        has_file = traits.of(job.spec.backend).writes_logs_here or (_has_ended(job, number) and path.exists())
         key = self._named(job.id, number, node, name) if name else None
         if key is None:
             whole = self._logs.get((job.id, number, node, None))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.config_fields import Section
 from service.errors import ConfigError
-from service.jobs import manifests
+from service.jobs import traits
 from service.jobs.desk import Desk, Page
 from service.jobs.job import Attempt, Job
 from service.jobs.manifests import Format
@@ -239,10 +239,14 @@ def job(job: Job, progress: Mapping[str, Any] | None = None) -> dict[str, Any]:
 def checked(desk: Desk, spec: JobSpec, form: Format | None = None) -> dict[str, Any]:
     """What a job would be, as JSON values; `CheckShape` says what each one is. Raises as `Desk.check`."""
     config = desk.check(spec)
-    if form is not None and spec.backend != "kubernetes":
-        raise ConfigError(f"manifests: a {spec.backend} job has none; those of backend kubernetes have")
-    found = None if form is None else manifests.documents(spec, desk.settings, config, form)
-    return {"spec": spec.model_dump(mode="json"), "config": finite(config), "manifests": found}
+    answer = {"spec": spec.model_dump(mode="json"), "config": finite(config), "manifests": None}
+    if form is None:
+        return answer
+    documents = traits.of(spec.backend).manifests
+    if documents is None:
+        have = traits.either(traits.those(lambda place: place.manifests))
+        raise ConfigError(f"manifests: a {spec.backend} job has none; those of backend {have} have")
+    return {**answer, "manifests": documents(spec, desk.settings, config, form)}
 
 
 def page(found: Page) -> dict[str, Any]:

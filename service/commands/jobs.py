@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from service.commands import job_service, job_tables
+from service.jobs import traits
 
 if TYPE_CHECKING:
     from service.api.serverless import Serverless
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Service = Client | Serverless
 
 _COMMAND = "lorot.command"
+_BACKENDS = traits.either(traits.NAMES)
 
 Server = Annotated[
     str | None,
@@ -93,10 +95,8 @@ def submit(
         str | None, typer.Option(help="train, detect, segment or container; default: as CONFIG or COMMAND says.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="detect, segment: as models:/NAME@best.")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="local, docker or kubernetes; default: local, of a COMMAND docker.")
-    ] = None,
-    image: Annotated[str | None, typer.Option(help="docker, kubernetes; default: the service's.")] = None,
+    backend: Annotated[str | None, typer.Option(help=f"{_BACKENDS}; default: local, of a COMMAND docker.")] = None,
+    image: Annotated[str | None, typer.Option(help="Of containers; default: the service's.")] = None,
     nodes: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Machines.")] = "1",
     workers: Annotated[int | None, typer.Option(help="Processes of a node; default: one per GPU.", min=1)] = None,
     gpus: Annotated[int, typer.Option(help="Of each node.", min=0)] = 0,
@@ -175,7 +175,7 @@ def jobs(
         str | None, typer.Option(help="queued, starting, running, stopping, finished, failed, killed.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="train, detect, segment or container.")] = None,
-    backend: Annotated[str | None, typer.Option(help="local, docker or kubernetes.")] = None,
+    backend: Annotated[str | None, typer.Option(help=f"{_BACKENDS}.")] = None,
     owner: Annotated[str | None, typer.Option(help="Name of the token it was submitted with.")] = None,
     name: Annotated[str | None, typer.Option(help="A part of the job's name.")] = None,
     limit: Annotated[int, typer.Option(help="So many at most.", min=1)] = 50,

@@ -12,8 +12,9 @@ from typing import Any, Protocol, get_args
 
 from service.errors import BackendError, ConfigError, JobError, TrackingError
 from service.explaining import validated
+from service.jobs import traits
 from service.jobs.job import ENDED, State
-from service.jobs.spec import KINDS, BackendName, JobSpec
+from service.jobs.spec import KINDS, JobSpec
 
 _KIND_OF = {"classify": "train", "detect": "detect", "segment": "segment"}
 # Between two looks at a job that is waited for, seconds: more often at first.
@@ -64,11 +65,16 @@ def spec(wish: Wish) -> JobSpec:
             )
         values["command"] = wish.command
     values |= {"kind": kind, "config": config}
-    values["backend"] = wish.backend or ("docker" if kind == "container" else "local")
+    values["backend"] = wish.backend or (_usual(kind))
     stem = wish.config.stem if wish.config else Path(wish.command[0]).name if wish.command else kind
     called = str(config.get("name") or stem)
     values["name"] = wish.name or re.sub(r"[^A-Za-z0-9._-]+", "-", called)[:63].strip("._-") or "job"
     return validated(JobSpec, values, "this job")
+
+
+def _usual(kind: str) -> str:
+    """The first backend that can run it."""
+    return traits.those(lambda place: place.in_containers)[0] if kind == "container" else traits.NAMES[0]
 
 
 def check_choices(**chosen: str | None) -> None:
@@ -76,7 +82,7 @@ def check_choices(**chosen: str | None) -> None:
     known: dict[str, Sequence[str]] = {
         "state": get_args(State),
         "kind": KINDS,
-        "backend": get_args(BackendName),
+        "backend": traits.NAMES,
         "format": ("objects", "trainjob"),
     }
     for option, value in chosen.items():
@@ -90,7 +96,7 @@ def new_key() -> str:
 
 
 def preview(spec: JobSpec, *, form: str, as_json: bool, server: str | None, token: str, settings: Path | None) -> str:
-    """What would be submitted, checked as it would be then: the spec, or for kubernetes its manifests.
+    """What would be submitted, checked as it would be then: the spec, or its manifests where it has some.
 
     Args:
         form: of manifests: objects, as the service makes them, or trainjob, for Kubeflow.
@@ -106,7 +112,7 @@ def preview(spec: JobSpec, *, form: str, as_json: bool, server: str | None, toke
     from service.jobs import manifests
 
     asked: manifests.Format = "trainjob" if form == "trainjob" else "objects"
-    wanted = asked if spec.backend == "kubernetes" or asked == "trainjob" else None
+    wanted = asked if traits.of(spec.backend).manifests or asked == "trainjob" else None
     if server:
         from service.client import Client
 

@@ -17,8 +17,7 @@ from service.api.shapes import Question
 from service.console import yaml_text
 from service.console.yaml_text import YamlText
 from service.errors import ConfigError, LorotError
-from service.jobs import allowed
-from service.jobs.backends import NAMES
+from service.jobs import allowed, backends, traits
 from service.jobs.desk import Desk
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
@@ -37,7 +36,7 @@ DEFAULTS: Mapping[str, str] = {
     "model": "",
     "command": "",
     "outputs": "",
-    "backend": "local",
+    "backend": traits.NAMES[0],
     "image": "",
     "nodes": "1",
     "workers": "",
@@ -111,15 +110,9 @@ def shipped() -> dict[str, str]:
     return found
 
 
-def backends(settings: ServiceSettings) -> list[str]:
-    """Those that are set up here."""
-    return [name for name in NAMES if getattr(settings.backends, name).enabled]
-
-
 def fields_of(form: Mapping[str, Any], settings: ServiceSettings) -> dict[str, str]:
     """The texts of the form's fields, known ones alone, with defaults for what is not there."""
-    on = backends(settings)
-    defaults = {**DEFAULTS, "backend": on[0] if on else "local"}
+    defaults = {**DEFAULTS, "backend": next(iter(backends.enabled(settings)), DEFAULTS["backend"])}
     values = {}
     for name, default in defaults.items():
         value = form.get(name)
@@ -248,9 +241,11 @@ def _raw(values: Mapping[str, str], config: Mapping[str, Any], problems: list[Pr
         raw["config"] = dict(config)
         if raw.get("kind") == "train":
             raw.pop("model", None)
-    if raw.get("backend") == "local":
+    # Of what is not shown for a backend, nothing is handed in; of one that there is not, the spec tells.
+    place = traits.of(raw["backend"]) if raw.get("backend") in traits.NAMES else None
+    if place is not None and not place.in_containers:
         raw.pop("image", None)
-    raw["mounts"] = [line for _, line in _lines(values["mounts"])] if raw.get("backend") == "docker" else []
+    raw["mounts"] = [line for _, line in _lines(values["mounts"])] if place is not None and place.takes_mounts else []
     for name in ("environment", "secrets"):
         raw[name] = {}
         for line, pair in _lines(values[name]):
@@ -355,7 +350,6 @@ __all__ = [
     "LABELS",
     "Checked",
     "Problem",
-    "backends",
     "check",
     "fields_like",
     "fields_of",

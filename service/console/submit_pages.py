@@ -11,12 +11,13 @@ from service.api.access import Identity
 from service.api.faults import TooManyRequestsError
 from service.api.intake import take_in
 from service.api.questions import changing, reading
-from service.console import submission, words
+from service.console import submission
 from service.console.amounts import Amounts, Estimator
 from service.console.entrance import Composer, Form, PageRoute, Submitter, see
 from service.console.rendering import page
 from service.console.submission import Checked
 from service.errors import LorotError, StateError, UnknownJobError
+from service.jobs import backends, traits
 from service.jobs.desk import Desk
 from service.jobs.spec import KINDS
 
@@ -107,7 +108,8 @@ def _show(
     notice: str = "",
 ) -> Response:
     desk: Desk = request.app.state.desk
-    checked, on = checked or Checked(), submission.backends(desk.settings)
+    checked = checked or Checked()
+    places = {name: traits.of(name) for name in backends.enabled(desk.settings)}
     return page(
         request,
         "submit.html",
@@ -125,8 +127,8 @@ def _show(
         shipped=submission.shipped(),
         labels=submission.LABELS,
         kinds=KINDS,
-        backends={name: words.PLACES[name][0] for name in on},
-        has_image=any(name != "local" for name in on),
+        places=places,
+        has_image=any(place.in_containers for place in places.values()),
     )
 
 

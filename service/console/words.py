@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service.errors import EXIT_CODES
+from service.jobs import traits
 from service.jobs.job import Attempt, Job
 from service.report import duration
 
@@ -18,12 +19,6 @@ STATES: Mapping[str, str] = {
     "finished": "is finished",
     "failed": "has failed",
     "killed": "was stopped",
-}
-# Of each backend its name, and what a job is there.
-PLACES: Mapping[str, tuple[str, str]] = {
-    "local": ("this machine", "a process of this machine"),
-    "docker": ("Docker", "containers of a Docker engine"),
-    "kubernetes": ("Kubernetes", "objects of a Kubernetes cluster"),
 }
 # How metrics begin whose values are fractions.
 _SHARES = ("top1", "top5", "gt_known", "AP", "max_box_acc")
@@ -79,7 +74,7 @@ def place(job: Job) -> str:
     """Where a job runs, in a few words."""
     spec = job.spec
     shape = "" if spec.nodes == "1" else f", {spec.nodes.replace(':', ' to ')} nodes"
-    return f"{PLACES[spec.backend][1]}{shape}"
+    return f"{traits.of(spec.backend).jobs_are}{shape}"
 
 
 def handle(job: Job, attempt: Attempt) -> str:

@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from service.errors import ConfigError
+from service.jobs import traits
 from service.jobs.settings import REMOTE, ServiceSettings
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _MODELS = ("models:/", "runs:/")
-# Where a cluster's data claim is mounted.
-_CLAIM = Path("/data")
 # Keys whose values are paths, however they look; of any other it is told by its look.
 _PATHS = ("data.root", "deepspeed", "model.init_from", "model.backbone")
 # Keys that the service sets, and the only other value that they may hold.
@@ -45,7 +44,7 @@ def own_keys(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"config.{key}: {value!r} is the service's to decide; leave it away")
 
 
-def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str = "local") -> None:
+def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str) -> None:
     """Refuse a configuration that names a file or a folder outside of the roots.
 
     Symbolic links and `..` are followed first. Models by models:/ and runs:/ are no files of this machine. Data may lie
@@ -69,10 +68,10 @@ def paths(config: Mapping[str, Any], settings: ServiceSettings, backend: str = "
         inside(value, settings, f"config.{key}", backend)
 
 
-def roots(settings: ServiceSettings, backend: str = "local") -> list[Path]:
+def roots(settings: ServiceSettings, backend: str) -> list[Path]:
     """The folders that a job's configuration may name files in, as the job sees them."""
-    claim = backend == "kubernetes" and bool(settings.backends.kubernetes.data_claim)
-    return list(dict.fromkeys([*(root.absolute() for root in settings.data_roots), *([_CLAIM] if claim else ())]))
+    own = traits.of(backend).data_roots(settings)
+    return list(dict.fromkeys([*(root.absolute() for root in settings.data_roots), *own]))
 
 
 def _below_an_address(url: str, settings: ServiceSettings) -> None:
@@ -92,7 +91,7 @@ def is_elsewhere(text: str) -> bool:
     return text.startswith((*REMOTE, *_MODELS))
 
 
-def inside(text: str, settings: ServiceSettings, key: str, backend: str = "local") -> Path:
+def inside(text: str, settings: ServiceSettings, key: str, backend: str) -> Path:
     """The path, absolute and without links; raises ConfigError if it lies outside of the roots."""
     own = roots(settings, backend)
     try:

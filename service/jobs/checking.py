@@ -8,7 +8,7 @@ from pipelines.amounts import shown_bytes
 from service import config, config_file
 from service.config import TrainingConfig
 from service.errors import ConfigError
-from service.jobs import allowed, orders, scratch
+from service.jobs import allowed, orders, scratch, traits
 from service.jobs.backends import Backend
 from service.jobs.job import Job
 from service.jobs.queue import Amount
@@ -42,11 +42,14 @@ def check(
     orders.refuse_unreachable(spec, settings)
     if backend.uses_this_machine:
         _refuse_too_large(spec, capacity)
-    if spec.secrets and spec.backend != "kubernetes":
-        # A cluster has its own.
+    place = traits.of(spec.backend)
+    if spec.secrets and not place.keeps_secrets:
         orders.secret_values(spec, settings)
     resolved = starts_with(spec, settings, recorded)
     backend.check(Job(_NO_ID, "", spec, "queued"))
+    # After it: a backend may know better what to use instead.
+    if spec.mounts and not place.takes_mounts:
+        raise ConfigError(f"mounts: {spec.backend} jobs see no folders of a host; leave them away")
     return resolved
 
 

@@ -15,9 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from service.errors import BackendError, LorotError, StorageError, TrackingError, UnknownJobError
-from service.jobs import attempts, checking, queue, service_lock
+from service.jobs import attempts, checking, queue, service_lock, traits
 from service.jobs.attempts import Attempts
-from service.jobs.backends import NAMES, Backend
+from service.jobs.backends import Backend, enabled
 from service.jobs.desk import Desk
 from service.jobs.job import Job
 from service.jobs.keeping import BusyError
@@ -98,8 +98,7 @@ class Controller:
     def open(self) -> None:
         """As `start`, without the thread: `step` is called by hand."""
         self._lock = service_lock.take(self._desk.settings.state)
-        enabled = [name for name in NAMES if getattr(self._desk.settings.backends, name).enabled]
-        self._unreconciled.update(self._desk.backends(), enabled)
+        self._unreconciled.update(self._desk.backends(), enabled(self._desk.settings))
         self._is_ready()
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -332,7 +331,7 @@ class Controller:
     def _probe(self) -> None:
         """Ask backends what they have: each once at the start, and those that do not answer until they do."""
         now = time.monotonic()
-        for name in self._unreconciled | (self.problems.keys() & set(NAMES)):
+        for name in self._unreconciled | (self.problems.keys() & set(traits.NAMES)):
             if now - self._probed.get(name, -_PROBE_S) >= _PROBE_S and f"backend {name}" not in self._busy:
                 self._probed[name] = now
                 wait([self._submit(f"backend {name}", name, partial(self._look_at, name))], _PATIENCE_S)

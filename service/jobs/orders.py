@@ -12,6 +12,7 @@ import yaml
 
 from service import artifact_places, plain_files, store
 from service.errors import ConfigError, StorageError
+from service.jobs import traits
 from service.jobs.backends import Order
 from service.jobs.job import Attempt, Job
 from service.jobs.settings import ServiceSettings
@@ -61,7 +62,7 @@ def tracking_uri(settings: ServiceSettings) -> str:
 def places(spec: JobSpec, folder: Path, settings: ServiceSettings) -> Places:
     """Where a job of this spec, whose folder on this machine is `folder`, sees things."""
     uri = tracking_uri(settings)
-    if spec.backend == "local":
+    if not traits.of(spec.backend).in_containers:
         return Places(str(folder), str(folder / OUTPUTS), uri)
     uri = settings.worker_tracking_uri or uri
     # A file of this machine is not seen from within a container.
@@ -112,6 +113,7 @@ def prepare(order: Order, settings: ServiceSettings, resolved: Mapping[str, Any]
         StorageError: it cannot be written.
     """
     folder, spec = order.folder, order.job.spec
+    own = traits.of(spec.backend)
     try:
         attempt = folder / ATTEMPTS / str(order.number)
         if not order.job.resume and not attempt.exists():
@@ -119,19 +121,19 @@ def prepare(order: Order, settings: ServiceSettings, resolved: Mapping[str, Any]
             _set_aside(folder / RUN)
             _set_aside(folder / OUTPUTS)
         # Others on this machine see neither; the user of a container gets through to run/ and outputs/, which are its.
-        mode = _PRIVATE if spec.backend == "local" else _PASSABLE
+        mode = _PASSABLE if own.in_containers else _PRIVATE
         for place, allowed in ((folder, mode), (attempt.parent, _PRIVATE), (attempt, _PRIVATE)):
             place.mkdir(mode=allowed, parents=True, exist_ok=True)
             # A disk that has no such rights is the operator's choice.
             with contextlib.suppress(PermissionError):
                 place.chmod(allowed)
-        if spec.backend == "kubernetes":
-            # What is missing of the paths that a pod mounts, the cluster makes, as root's.
+        if own.in_containers and not own.gives_folders:
+            # What is missing of the paths that a container mounts is made by who starts it, as root's.
             for name in (RUN, OUTPUTS):
                 (folder / name).mkdir(exist_ok=True)
         if spec.kind == "container":
-            # Docker's are given to the container's user; a cluster's pods may have another one.
-            (folder / OUTPUTS).mkdir(mode=_PRIVATE if spec.backend == "docker" else 0o755, exist_ok=True)
+            # What is given to the containers' user is its alone; others may run as anybody.
+            (folder / OUTPUTS).mkdir(mode=_PRIVATE if own.gives_folders else 0o755, exist_ok=True)
             return
         content = yaml.safe_dump(configuration(order.job, settings, resolved), sort_keys=False)
         with plain_files.writing(folder, CONFIGURATION) as file:
@@ -188,7 +190,7 @@ def _command(job: Job, attempt: Attempt, where: Places) -> tuple[str, ...]:
     if spec.kind == "container":
         return spec.command
     # By the interpreter's own name: what `lorot` means here is up to the PATH.
-    program = (sys.executable, "-m", "service.cli") if spec.backend == "local" else ("lorot",)
+    program = ("lorot",) if traits.of(spec.backend).in_containers else (sys.executable, "-m", "service.cli")
     file = f"{where.folder}/{CONFIGURATION}"
     line = [*program, spec.kind]
     line += [file] if spec.kind == "train" else ["--model", str(spec.model), "--config", file]
@@ -206,7 +208,7 @@ def _environment(job: Job, attempt: Attempt, where: Places, settings: ServiceSet
     ours = {"LOROT_RUN_ID": job.id, "LOROT_JOB_ATTEMPT": str(attempt.number), "LOROT_JOB_NAME": job.spec.name}
     if where.tracking_uri:
         ours["MLFLOW_TRACKING_URI"] = where.tracking_uri
-    if job.spec.backend == "local":
+    if not traits.of(job.spec.backend).in_containers:
         # It opens files as the service itself.
         ours[artifact_places.VARIABLE] = json.dumps(artifact_places.absolute(settings.artifact_roots))
     return {**job.spec.environment, **ours}

@@ -1,11 +1,12 @@
 """What is submitted: a configuration to train by, or a container with a command. Data alone. Imports no torch."""
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from service.config_fields import Positive, Section
+from service.jobs import traits
 
 # As Kubernetes, the narrowest of the places that a name gets to.
 _NAME = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -18,8 +19,11 @@ _OUR_NAMES = ("PATH", "HOME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_
 
 Kind = Literal["train", "detect", "segment", "container"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Modules of `service.jobs.backends`.
-BackendName = Literal["local", "docker", "kubernetes"]
+if TYPE_CHECKING:
+    # Found when the program begins, which no type checker sees.
+    BackendName = str
+else:
+    BackendName = Literal[traits.NAMES]
 
 
 def _size(text: str) -> str:
@@ -56,6 +60,11 @@ def _all_text(value: Any) -> bool:
     return True
 
 
+def _others() -> str:
+    """What to use where containers are needed."""
+    return traits.either(traits.those(lambda place: place.in_containers))
+
+
 Size = Annotated[str, AfterValidator(_size)]
 
 
@@ -82,12 +91,12 @@ class JobSpec(Section):
     outputs: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
         (), max_length=100, description="container: files and folders below /results to be kept in the record"
     )
-    backend: BackendName = Field("local", description="where it runs")
+    backend: BackendName = Field(traits.NAMES[0], description="where it runs")
     image: str | None = Field(
         None,
         max_length=500,
         pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]*$",
-        description="docker, kubernetes: default: the service's",
+        description="of a backend that runs containers: default: the service's",
     )
     nodes: Annotated[str, AfterValidator(_nodes)] = Field("1", description="machines, or MIN:MAX of an elastic job")
     workers: int | None = Field(None, ge=1, le=64, description="processes of a node; default: one per GPU, or one")
@@ -100,7 +109,9 @@ class JobSpec(Section):
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,251}$")],
     ] = Field({}, max_length=100, description="variables whose values are secrets: the names of those")
     mounts: tuple[Annotated[str, Field(max_length=1000)], ...] = Field(
-        (), max_length=20, description="docker: host folders, read-only, of those that the service allows"
+        (),
+        max_length=20,
+        description="of a backend that takes them: host folders, read-only, of those that the service allows",
     )
     priority: int = Field(0, ge=-100, le=100, description="higher ones start first; the same: first come first served")
     retries: int = Field(3, ge=0, le=1000, description="how often it is started again, from its last checkpoint")
@@ -115,12 +126,13 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "JobSpec":
+        in_containers = traits.of(self.backend).in_containers
         if self.kind == "container":
             if not self.command:
                 raise ValueError("command: a container needs one, as [python, train.py]")
-            if self.backend == "local":
+            if not in_containers:
                 raise ValueError(
-                    "backend: a container runs on docker or kubernetes; the local one runs no foreign code"
+                    f"backend: a container runs on {_others()}; the {self.backend} one runs no foreign code"
                 )
             if self.config or self.model:
                 raise ValueError("config, model: are for train, detect and segment; a container has its command")
@@ -130,8 +142,8 @@ class JobSpec(Section):
             raise ValueError("model: name one, as models:/NAME@best")
         if self.kind == "train" and self.model:
             raise ValueError("model: is for detect and segment; training begins from config.model.init_from")
-        if self.backend == "local" and (self.image or self.mounts or self.most_nodes > 1):
-            raise ValueError("image, mounts, nodes: the local backend is this one machine; use docker or kubernetes")
+        if not in_containers and (self.image or self.mounts or self.most_nodes > 1):
+            raise ValueError(f"image, mounts, nodes: the {self.backend} backend is this one machine; use {_others()}")
         for name in (*self.environment, *self.secrets):
             if name.startswith(_OURS) or name in _OUR_NAMES:
                 raise ValueError(f"environment.{name}: is set by the service; leave it away")

@@ -57,6 +57,19 @@ def test_the_form_as_it_is_first_shown_is_right(here: Service) -> None:
     assert here.desk.record.jobs() == []
 
 
+def test_each_place_shows_the_fields_that_it_takes(here: Service) -> None:
+    form = Page(here.client.get("/submit").text)
+    options = [one.attributes for one in form.elements if one.tag == "option" and one.inside[-1]["name"] == "backend"]
+    assert options == [
+        {"value": "local", "selected": ""},
+        {"value": "docker", "data-containers": "", "data-mounts": ""},
+    ]
+    style = here.client.get("/static/console.css").text
+    for mark in ("containers", "mounts"):
+        assert f".submission:not(:has(#backend option[data-{mark}]:checked)) .only-{mark}" in style
+        assert any(f"only-{mark}" in one.attributes.get("class", "").split() for one in form.elements)
+
+
 def test_the_form_is_right_at_first_where_data_lies_elsewhere_and_says_what_has_to_be_there(
     place: str, tmp_path: Path
 ) -> None:

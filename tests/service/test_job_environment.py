@@ -129,3 +129,21 @@ def test_job_folders_are_closed_to_others_but_for_what_a_container_writes_to(
     orders.prepare(made, own, {})
     places = [made.folder, made.folder / "attempts", made.folder / "attempts" / "1"]
     assert [stat.S_IMODE(place.stat().st_mode) for place in places] == [mode, 0o700, 0o700]
+
+
+@pytest.mark.parametrize(("backend", "made"), [("local", []), ("docker", []), ("kubernetes", ["outputs", "run"])])
+def test_what_a_place_mounts_and_does_not_give_away_is_there_before(
+    tmp_path: Path, backend: str, made: list[str]
+) -> None:
+    own = settings(tmp_path, tracking_uri="http://host:5000")
+    order = Order(NAME, job(backend=backend), orders.folder_of(own, ID), ("x",))
+    orders.prepare(order, own, {})
+    assert sorted(place.name for place in order.folder.iterdir() if place.name in ("run", "outputs")) == made
+
+
+def test_the_outputs_of_a_container_are_closed_to_others_where_they_are_given_to_its_user(tmp_path: Path) -> None:
+    own = settings(tmp_path)
+    container = Job(ID, "1", JobSpec(kind="container", backend="docker", command=("true",)), "starting")
+    order = Order(NAME, container, orders.folder_of(own, ID), ("true",))
+    orders.prepare(order, own, {})
+    assert stat.S_IMODE((order.folder / "outputs").stat().st_mode) == 0o700

@@ -1,23 +1,28 @@
-"""Where jobs run, one file each: `local`, `docker`, `kubernetes`. Found by name. Imports no torch.
+"""Where jobs run: `local`, `docker`, `kubernetes`, and whatever else lies here. Found by name. Imports no torch.
 
-Another one is a file here, its name in `service.jobs.spec.BackendName`, its section in `BackendSettings` and its words
-in `service.console.words.PLACES`. What elsewhere asks for a name is what differs: how a job sees its paths, secrets.
+Another one is one file here, or a package, and its section of the settings. The file has
+
+- `TRAITS`, its `service.jobs.traits.Traits`: what others than itself have to know of it;
+- `Settings`, a `Section` with `enabled` and its own keys: what the settings' file may hold under backends.NAME
+  (those of the first three are fields of `service.jobs.settings.BackendSettings`);
+- `make(settings)`, which returns its `Backend`.
+
+It is imported wherever somebody looks at a job of it, so what is slow to import is imported by `make`, or later.
 
 Every call may be repeated without effect: the service can be killed between asking and writing down that it has asked.
 What a backend makes carries the attempt's name, so it is found again without any note.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
+from service.errors import ConfigError
 from service.jobs.job import Job
 from service.jobs.settings import ServiceSettings
-from service.jobs.spec import BackendName
+from service.jobs.traits import NAMES, module
 
-NAMES: tuple[BackendName, ...] = get_args(BackendName)
 Handle = Mapping[str, Any]
 
 
@@ -123,13 +128,17 @@ class Backend(Protocol):
         ...
 
 
-def load(name: str, settings: ServiceSettings) -> Backend:
-    """The backend of this name: `service.jobs.backends.NAME` has `make(settings)`; raises ConfigError if it is off."""
-    from service.errors import ConfigError
+def enabled(settings: ServiceSettings) -> list[str]:
+    """The names of those that are switched on here."""
+    # Settings that were made without a file have no section of a backend that brings its own: it is off.
+    return [name for name in NAMES if getattr(getattr(settings.backends, name, None), "enabled", False)]
 
-    if name not in NAMES or not getattr(settings.backends, name).enabled:
-        on = [other for other in NAMES if getattr(settings.backends, other).enabled]
+
+def load(name: str, settings: ServiceSettings) -> Backend:
+    """The backend of this name, as its module makes it; raises ConfigError if it is off, or there is none."""
+    on = enabled(settings)
+    if name not in on:
         remedy = f"; its settings switch it on: backends.{name}.enabled: true" if name in NAMES else ""
         raise ConfigError(f"backend {name!r} is not set up here, on are: {', '.join(on) or 'none'}{remedy}")
-    backend: Backend = importlib.import_module(f"service.jobs.backends.{name}").make(settings)
+    backend: Backend = module(name).make(settings)
     return backend

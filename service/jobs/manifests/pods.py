@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from service.errors import REQUEUE
 from service.jobs.backends import Order
+from service.jobs.backends.kubernetes import TRAITS
 from service.jobs.manifests import kinds
 from service.jobs.nodes import PORT
-from service.jobs.scratch import GIB
 from service.jobs.settings import KubernetesSettings
 from service.jobs.spec import JobSpec, Resources
 
@@ -202,7 +202,7 @@ def volumes(order: Order, settings: KubernetesSettings) -> list[kinds.Volume]:
     shm = kinds.EmptyDir(medium="Memory", size_limit=amount(order.job.spec.resources.shm))
     found = [
         kinds.Volume(name="shm", empty_dir=shm),
-        kinds.Volume(name="tmp", empty_dir=kinds.EmptyDir(size_limit=f"{GIB['kubernetes']}Gi")),
+        kinds.Volume(name="tmp", empty_dir=kinds.EmptyDir(size_limit=f"{TRAITS.tmp_gib}Gi")),
     ]
     if settings.results_claim is not None:
         claim = kinds.Claim(claim_name=settings.results_claim)

@@ -17,9 +17,9 @@ from service import store
 from service.errors import ConfigError
 from service.jobs import orders
 from service.jobs.backends import Order
+from service.jobs.backends.docker import TRAITS
 from service.jobs.job import Job
 from service.jobs.nodes import PORT
-from service.jobs.scratch import GIB
 from service.jobs.settings import DockerSettings, ServiceSettings
 from service.jobs.spec import JobSpec, num_bytes
 
@@ -37,7 +37,7 @@ _ENGINES = (
 # Whatever lies here tells of the host, or changes it.
 _SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"), Path("/boot"), Path("/etc"))
 # DeepSpeed and Numba load what they compile there, so it cannot be noexec. It counts as the container's memory.
-_TMP = f"rw,exec,nosuid,nodev,size={GIB['docker']}g,mode=1777"
+_TMP = f"rw,exec,nosuid,nodev,size={TRAITS.tmp_gib}g,mode=1777"
 _LOG = {"Type": "json-file", "Config": {"max-size": "50m", "max-file": "2"}}
 
 
