@@ -1,11 +1,12 @@
 """How an operator sets up the job service: which backends, roots and amounts a job may use. Imports no torch."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, create_model
 
 from service.config_fields import Positive, Section
+from service.jobs import traits
 from service.jobs.spec import Size
 
 # What an address of data begins with.
@@ -134,3 +135,13 @@ class ServiceSettings(Section):
     proxies: tuple[str, ...] = Field(
         (), description="addresses of reverse proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed"
     )
+
+
+def complete() -> type[ServiceSettings]:
+    """`ServiceSettings` with a section for each backend there is: those that have none here bring their `Settings`."""
+    own = {name: traits.module(name).Settings for name in traits.NAMES if name not in BackendSettings.model_fields}
+    if not own:
+        return ServiceSettings
+    fields: dict[str, Any] = {name: (section, section()) for name, section in own.items()}
+    backends = create_model(BackendSettings.__name__, __base__=BackendSettings, **fields)
+    return create_model(ServiceSettings.__name__, __base__=ServiceSettings, backends=(backends, backends()))

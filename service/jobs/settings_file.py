@@ -6,7 +6,7 @@ from typing import Any
 
 from service import config_file
 from service.explaining import validated
-from service.jobs.settings import ServiceSettings
+from service.jobs.settings import ServiceSettings, complete
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> ServiceSettings:
@@ -18,4 +18,4 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> ServiceSettings:
     values: dict[str, Any] = config_file.read(path) if path is not None else {}
     for override in overrides:
         config_file.assign(values, override)
-    return validated(ServiceSettings, values, str(path or "service settings"))
+    return validated(complete(), values, str(path or "service settings"))

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from service import store
 from service.errors import ConfigError, DataError, StorageError, TrackingError
-from service.jobs.settings import ServiceSettings
+from service.jobs.settings import ServiceSettings, complete
 from service.operations import archive, backup, database
 from service.operations.archive import Reader
 from service.operations.objects import SCHEME, Objects
@@ -237,7 +237,7 @@ def _fill(
 def _write_settings(reader: Reader, scratch: Path, folder: Path, uri: str) -> bool:
     try:
         content = yaml.safe_load(reader.text(backup.SETTINGS)) if backup.SETTINGS in reader.manifest.files else {}
-        before = ServiceSettings.model_validate(content)
+        before = complete().model_validate(content)
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise DataError(f"{reader.path}: its {backup.SETTINGS} cannot be read: {error}") from None
     content = {**content, **_places(reader, before, folder, uri)}
