@@ -77,7 +77,7 @@ class Question(Section):
 
     spec: Annotated[JobSpec, BeforeValidator(_plain)]
     manifests: Format | None = Field(
-        None, description="of a job for kubernetes: tell its objects, as the service makes them or as a TrainJob"
+        None, description="of a job that has some (kubernetes): as the service makes its objects, or as a TrainJob"
     )
 
 

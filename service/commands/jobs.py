@@ -111,12 +111,12 @@ def submit(
     secret: Annotated[
         list[str] | None, typer.Option(metavar="KEY=NAME", help="A variable that is the service's secret NAME.")
     ] = None,
-    mount: Annotated[list[str] | None, typer.Option(help="docker: a host folder that is to be seen.")] = None,
+    mount: Annotated[list[str] | None, typer.Option(help="Of containers (docker): a host folder to be seen.")] = None,
     output: Annotated[list[str] | None, typer.Option(help="COMMAND: file or folder below /results to keep.")] = None,
     key: Annotated[str | None, typer.Option(help="The same key makes one job, however often it is sent.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; the exit code is the job's.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be submitted; for kubernetes its manifests.")
+        bool, typer.Option("--dry-run", help="Print what would be submitted: the job, or its manifests (kubernetes).")
     ] = False,
     form: Annotated[
         str, typer.Option("--format", help="Of manifests: objects, as the service makes them; trainjob, for Kubeflow.")

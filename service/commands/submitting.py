@@ -65,7 +65,7 @@ def spec(wish: Wish) -> JobSpec:
             )
         values["command"] = wish.command
     values |= {"kind": kind, "config": config}
-    values["backend"] = wish.backend or (_usual(kind))
+    values["backend"] = wish.backend or _usual(kind)
     stem = wish.config.stem if wish.config else Path(wish.command[0]).name if wish.command else kind
     called = str(config.get("name") or stem)
     values["name"] = wish.name or re.sub(r"[^A-Za-z0-9._-]+", "-", called)[:63].strip("._-") or "job"

@@ -128,12 +128,12 @@ def prepare(order: Order, settings: ServiceSettings, resolved: Mapping[str, Any]
             with contextlib.suppress(PermissionError):
                 place.chmod(allowed)
         if own.in_containers and not own.gives_folders:
-            # What is missing of the paths that a container mounts is made by who starts it, as root's.
+            # What is missing of the paths that a container mounts is made as root's by who starts it.
             for name in (RUN, OUTPUTS):
                 (folder / name).mkdir(exist_ok=True)
         if spec.kind == "container":
-            # What is given to the containers' user is its alone; others may run as anybody.
-            (folder / OUTPUTS).mkdir(mode=_PRIVATE if own.gives_folders else 0o755, exist_ok=True)
+            # What is given to the containers' user is its alone.
+            (folder / OUTPUTS).mkdir(mode=_PRIVATE, exist_ok=True)
             return
         content = yaml.safe_dump(configuration(order.job, settings, resolved), sort_keys=False)
         with plain_files.writing(folder, CONFIGURATION) as file:

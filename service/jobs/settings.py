@@ -121,7 +121,7 @@ class ServiceSettings(Section):
         description="folders of this machine, or beginnings of addresses, where artifacts may lie besides object "
         "stores, the tracking server and the folder beside a sqlite database",
     )
-    gpus: int | None = Field(None, ge=0, description="of this machine, for local and docker jobs; default: all")
+    gpus: int | None = Field(None, ge=0, description="of this machine, for jobs that run on it; default: all")
     cpus: Annotated[float | None, Positive] = Field(None, description="of this machine; default: all cores")
     memory: Size | None = Field(
         None, description="of this machine, as 60GB, for jobs that name what they need; default: all, or a container's"

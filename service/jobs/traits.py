@@ -42,7 +42,7 @@ class Traits:
         keeps_secrets: it has its own, which a job names. False: the service reads their values from its folder of
             secrets; the backend asks `orders.secret_values` for them when it starts the job.
         gives_folders: its `start` makes run/ and outputs/ in the job's folder and gives them to the containers' user.
-            False: the service makes them before that, for a place that mounts what it finds.
+            False: the service makes them before that, for places in containers; these mount what they find.
         writes_logs_here: what a node writes is at once in attempts/NUMBER/log-nodeN.txt of the job's folder; it is
             followed there. False: the backend's `logs` is asked.
         tmp_gib: what /tmp of a node holds, GiB: there jobs in containers keep remote files; None: no bound.

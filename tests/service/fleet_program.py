@@ -22,7 +22,8 @@ from service.jobs.desk import Desk
 from service.jobs.spec import JobSpec
 from service.operations.backup import back_up
 from service.operations.restore import restore
-from tests.service.console_service import Page, browse
+from tests.service.console_service import browse
+from tests.service.html_page import Page
 from tests.service.job_specs import CONFIG
 
 SETTINGS = Path("service.yaml")

@@ -110,6 +110,11 @@ def test_a_local_job_inherits_what_it_needs_and_its_password_is_in_no_file(
     assert stat.S_IMODE(told.stat().st_mode) == 0o600
 
 
+def test_a_local_job_imports_this_very_program_before_anything_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "of-the-service")
+    assert local._inherited(())["PYTHONPATH"].split(os.pathsep) == [str(Path(__file__).parents[2]), "of-the-service"]
+
+
 def test_a_process_is_known_by_its_number_and_its_start() -> None:
     own = psutil.Process()
     told = {"pid": own.pid, "started_s": own.create_time()}

@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+import service
 from service import holder
 from service.errors import BackendError, ConfigError
 from service.jobs import log_file, memory_group, orders, runner
@@ -250,7 +251,7 @@ def _inherited(more: Sequence[str]) -> dict[str, str]:
         name: value for name, value in os.environ.items() if _matches(name, allowed) and not _matches(name, _NOT_PASSED)
     }
     # The runner is this very program, wherever the service was started from.
-    root = str(Path(__file__).parents[3])
+    root = str(Path(service.__file__).parents[1])
     return kept | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])}
 
 
