@@ -33,14 +33,14 @@ class ServeCommand(TyperCommand):
         from rich.table import Table
 
         from service import help
-        from service.jobs.settings import ServiceSettings
+        from service.jobs.settings import complete
 
         console = Console()
         console.print("[bold]Settings[/bold], in the file or as key.sub=value")
         table = Table(show_edge=False, pad_edge=False, expand=True)
         for heading, ratio in (("key", 5), ("type", 3), ("default", 3), ("meaning", 8)):
             table.add_column(heading, ratio=ratio, overflow="fold")
-        for key, kind, default, meaning in help.describe(ServiceSettings):
+        for key, kind, default, meaning in help.describe(complete()):
             table.add_row(key, kind.replace("|", " | "), default, meaning)
         console.print(table, markup=False)
 

@@ -3,6 +3,8 @@
 python tests/service/fleet_program.py; the working folder has a database and service.yaml
 """
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from service import config_file
 from service.api import shapes
 from service.api.access import Access
 from service.api.app import create
+from service.cli import app as commands
 from service.commands import submitting
 from service.console import pages
 from service.errors import LorotError
@@ -81,6 +84,7 @@ def main() -> None:
                 "machines": settings.model_dump()["backends"]["fleet"]["machines"],
                 "restored": settings_file.load(Path("restored/service.yaml")).model_dump()["backends"]["fleet"],
                 "options": [one.attributes for one in form.elements if one.tag == "option" and of_backend(one)],
+                "help": {command: explained(command) for command in ("serve", "submit")},
                 "state": job.state,
                 "page": Page(client.get(f"/jobs/{job.id}").text).shown,
                 "command": order.command,
@@ -111,6 +115,13 @@ def main() -> None:
             }
         )
     )
+
+
+def explained(command: str) -> str:
+    """What its help says, without spaces and line ends."""
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.suppress(SystemExit):
+        commands([command, "--help"])
+    return "".join(told.getvalue().split())
 
 
 def yaml_of(folder: Path) -> dict[str, Any]:

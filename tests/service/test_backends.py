@@ -45,7 +45,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> dict
     done = subprocess.run(
         [sys.executable, "-m", "tests.service.fleet_program"],
         cwd=work,
-        env={**environment, "PYTHONPATH": f"{tree}:{ROOT}", "PYTHONSAFEPATH": "1", "LOROT_CACHE": str(work / "cache")},
+        env={
+            **environment,
+            "PYTHONPATH": f"{tree}:{ROOT}",
+            "PYTHONSAFEPATH": "1",
+            "LOROT_CACHE": str(work / "cache"),
+            "COLUMNS": "200",
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -120,6 +126,11 @@ def test_one_more_file_is_listed_behind_the_others(seen: dict[str, Any]) -> None
 
 def test_its_section_of_the_settings_switches_it_on(seen: dict[str, Any]) -> None:
     assert (seen["enabled"], seen["machines"]) == (["fleet"], 8)
+
+
+def test_the_commands_explain_it(seen: dict[str, Any]) -> None:
+    assert "backends.fleet.machines" in seen["help"]["serve"]
+    assert "local,docker,kubernetesorfleet" in seen["help"]["submit"]
 
 
 def test_its_section_goes_into_a_backup_and_comes_out_of_it(seen: dict[str, Any]) -> None:
