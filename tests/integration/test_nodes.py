@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from machines import ROOT, Machine, Network, network
 
 from service import tracking
-from service.errors import LostPeerError
+from service.errors import REQUEUE, LostPeerError
 from tests.integration import sample_logs
 from tests.integration.debian import RefusedError
 from tests.integration.processes import await_
@@ -84,6 +85,12 @@ def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> 
     return machine.start(*line)
 
 
+def main_machine(net: Network) -> Machine:
+    """The one that has the worker of rank 0."""
+    ranks = {psutil.Process(pid).environ()["RANK"]: machine for machine in net.machines for pid in machine.workers()}
+    return ranks["0"]
+
+
 def steps_begun(place: Path, rank: int) -> int:
     return len(sample_logs.lines_of(place / "runs/job", rank))
 
@@ -103,10 +110,10 @@ def told(place: Path) -> str:
 
 
 def stop(place: Path, jobs: dict[str, subprocess.Popen[str]]) -> None:
-    """Ask all machines to stop, and wait until they have: saved, all at one step."""
+    """Ask these machines to stop, and wait until they have, in a way that schedulers start again."""
     for job in jobs.values():
         job.send_signal(signal.SIGTERM)
-    assert [job.wait(timeout=120) for job in jobs.values()] == [75] * len(jobs), told(place)
+    assert [job.wait(timeout=120) for job in jobs.values()] == [REQUEUE] * len(jobs), told(place)
 
 
 def saved(place: Path) -> int:
@@ -121,12 +128,19 @@ def went_on(place: Path, struck_ns: int, saved_before: int) -> None:
     assert first > last - 2 * SAVE_EVERY
 
 
+def stopped(place: Path, struck_ns: int) -> None:
+    """All workers have ended at one step, which was saved: whoever trained first after a stop began right behind it."""
+    last, first = sample_logs.around(place / "runs/job", struck_ns)
+    assert first == last + 1, told(place)
+
+
 def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
     place: Path, net: Network
 ) -> None:
     """Three losses: the second machine, the one with the main worker, and a worker alone; both machines come back.
 
-    Then the rendezvous, and a stop of all: the same lines start them again, each time.
+    Then the rendezvous, a stop of the machine with the main worker, and one of all that are left: the same lines start
+    them again, each time.
     """
     rendezvous, where = meet(net)
     first, second = net.machines
@@ -175,12 +189,17 @@ def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_s
     await_steps(place, 1, 5, "the same lines go on at a new rendezvous")
     went_on(place, struck_ns, saved_before)
 
+    struck_ns, reclaimed = time.time_ns(), main_machine(net).address
+    stop(place, {reclaimed: jobs.pop(reclaimed)})
+    await_steps(place, 0, 5, f"the others go on without {reclaimed}")
+    stopped(place, struck_ns)
+    assert [job.poll() for job in jobs.values()] == [None]
+
     struck_ns = time.time_ns()
     stop(place, jobs)
     jobs = {machine.address: join(machine, where) for machine in net.machines}
     await_steps(place, 1, 5, "the same lines go on after a stop of all")
-    last, next_one = sample_logs.around(place / "runs/job", struck_ns)
-    assert next_one == last + 1, "all steps before the stop were saved"
+    stopped(place, struck_ns)
 
     # The last step's samples are all there once nobody writes any more.
     stop(place, jobs)
