@@ -85,6 +85,12 @@ def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> 
     return machine.start(*line)
 
 
+def join_by_torchrun(machine: Machine, where: str, *arguments: str) -> subprocess.Popen[str]:
+    """Let a machine take part as `join` does, by the script for launchers that want plain torchrun."""
+    script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", "job.yaml", *arguments]
+    return machine.run("bash", *script, ADDRESS=machine.address, GLOO_SOCKET_IFNAME="eth0")
+
+
 def main_machine(net: Network) -> Machine:
     """The one that has the worker of rank 0."""
     ranks = {psutil.Process(pid).environ()["RANK"]: machine for machine in net.machines for pid in machine.workers()}
@@ -228,9 +234,7 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     first, second = net.machines
     timeout_s = 900
     began = time.monotonic()
-    options = ["job.yaml", f"timeout_s={timeout_s}"]
-    script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", *options]
-    plain = first.run("bash", *script, ADDRESS=first.address, GLOO_SOCKET_IFNAME="eth0")
+    plain = join_by_torchrun(first, where, f"timeout_s={timeout_s}")
     # The other may have saved by then; the name it meets by says that it is the same job.
     launched = join(second, where, f"timeout_s={timeout_s}")
     start_s = await_steps(place, 1, 5, "both machines train", 300) - began
@@ -256,3 +260,22 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     assert second.workers() == []
     assert launched.poll() in (None, LostPeerError.exit_code)
     assert plain.poll() is None
+
+
+def test_a_machine_that_died_is_taken_back_by_one_that_plain_torchrun_has_started(place: Path, net: Network) -> None:
+    """The one with the main worker, which the same line of the script starts again."""
+    _, where = meet(net)
+    jobs = {machine.address: join_by_torchrun(machine, where) for machine in net.machines}
+    await_steps(place, 1, 5, "both machines train", 300)
+    await_(lambda: saved(place) > 0, "a checkpoint", 60)
+    lost = main_machine(net)
+    blows = [(time.time_ns(), saved(place))]
+    lost.kill()
+    jobs.pop(lost.address)
+    await_steps(place, 0, 25, f"the other goes on without {lost.address}")
+    blows.append((time.time_ns(), saved(place)))
+    jobs[lost.address] = join_by_torchrun(lost, where)
+    await_steps(place, 1, 5, f"{lost.address} is taken back")
+    for struck_ns, saved_before in blows:
+        went_on(place, struck_ns, saved_before)
+    assert [job.poll() for job in jobs.values()] == [None, None]
