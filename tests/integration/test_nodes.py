@@ -140,6 +140,13 @@ def stopped(place: Path, struck_ns: int) -> None:
     assert first == last + 1, told(place)
 
 
+def test_a_machine_is_known_by_the_address_at_which_the_others_reach_it(net: Network) -> None:
+    told = "from service.jobs import nodes; a = nodes.address_towards(*{!r}); print(a, nodes.interface_of(a))"
+    for machine in net.machines:
+        assert machine.start("-c", told.format((net.hub.address, 29400))).wait(timeout=120) == 0
+        assert machine.said.read_text() == f"{machine.address} eth0\n"
+
+
 def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
     place: Path, net: Network
 ) -> None:
