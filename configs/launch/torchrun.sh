@@ -3,8 +3,9 @@
 #
 # On each machine: plain torchrun with the settings that `lorot train --nnodes` uses, for launchers that want torchrun.
 # RUN_ID: the job's name at the rendezvous, as --run-id of `lorot train`, which takes the run's name= without one. All
-# machines of a job give the same, and no other job there. After a stop by a signal the same lines go on. Once torchrun
-# has ended by itself, RUN_ID is closed there, and the next start of the run takes another one (RUN_ID-1, ...).
+# machines of a job give the same, and no other job there. After a stop by a signal the same lines go on, and
+# a machine that died is taken back by its line while others train. Once torchrun has ended by itself, RUN_ID is closed
+# there, and the next start of the run takes another one (RUN_ID-1, ...).
 # What is missing: early checks, the exit codes (torchrun's is always 1; error.json in the run folder has the job's)
 # and the account of restarts: each machine restarts its workers 100 times at
 # most, whatever ended them, and the coming or going of another machine counts too.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from service import store
@@ -67,7 +68,8 @@ def finish(root: Path, name: str, *arguments: str) -> None:
 
 def tensors(root: Path, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:
     parts = sorted((root / "runs" / name / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
-    assert {part.stem for part in parts} == {"ema", "optimizer", "weights"}
+    averages = yaml.safe_load((root / "runs" / name / "config.yaml").read_text())["ema"] is not None
+    assert {part.stem for part in parts} == {"optimizer", "weights"} | ({"ema"} if averages else set())
     return {f"{part.stem}/{key}": value for part in parts for key, value in load_file(part).items()}
 
 

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from machines import ROOT, Machine, Network, network
 
 from service import tracking
-from service.errors import LostPeerError
+from service.errors import REQUEUE, LostPeerError
 from tests.integration import sample_logs
 from tests.integration.debian import RefusedError
 from tests.integration.processes import await_
@@ -84,6 +85,18 @@ def join(machine: Machine, where: str, *arguments: str, nnodes: str = "1:2") -> 
     return machine.start(*line)
 
 
+def join_by_torchrun(machine: Machine, where: str, *arguments: str) -> subprocess.Popen[str]:
+    """Let a machine take part as `join` does, by the script for launchers that want plain torchrun."""
+    script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", "job.yaml", *arguments]
+    return machine.run("bash", *script, ADDRESS=machine.address, GLOO_SOCKET_IFNAME="eth0")
+
+
+def main_machine(net: Network) -> Machine:
+    """The one that has the worker of rank 0."""
+    ranks = {psutil.Process(pid).environ()["RANK"]: machine for machine in net.machines for pid in machine.workers()}
+    return ranks["0"]
+
+
 def steps_begun(place: Path, rank: int) -> int:
     return len(sample_logs.lines_of(place / "runs/job", rank))
 
@@ -103,10 +116,10 @@ def told(place: Path) -> str:
 
 
 def stop(place: Path, jobs: dict[str, subprocess.Popen[str]]) -> None:
-    """Ask all machines to stop, and wait until they have: saved, all at one step."""
+    """Ask these machines to stop, and wait until they have, in a way that schedulers start again."""
     for job in jobs.values():
         job.send_signal(signal.SIGTERM)
-    assert [job.wait(timeout=120) for job in jobs.values()] == [75] * len(jobs), told(place)
+    assert [job.wait(timeout=120) for job in jobs.values()] == [REQUEUE] * len(jobs), told(place)
 
 
 def saved(place: Path) -> int:
@@ -121,12 +134,26 @@ def went_on(place: Path, struck_ns: int, saved_before: int) -> None:
     assert first > last - 2 * SAVE_EVERY
 
 
+def stopped(place: Path, struck_ns: int) -> None:
+    """All workers have ended at one step, which was saved: whoever trained first after a stop began right behind it."""
+    last, first = sample_logs.around(place / "runs/job", struck_ns)
+    assert first == last + 1, told(place)
+
+
+def test_a_machine_is_known_by_the_address_at_which_the_others_reach_it(net: Network) -> None:
+    told = "from service.jobs import nodes; a = nodes.address_towards(*{!r}); print(a, nodes.interface_of(a))"
+    for machine in net.machines:
+        assert machine.start("-c", told.format((net.hub.address, 29400))).wait(timeout=120) == 0
+        assert machine.said.read_text() == f"{machine.address} eth0\n"
+
+
 def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_seen_twice(
     place: Path, net: Network
 ) -> None:
     """Three losses: the second machine, the one with the main worker, and a worker alone; both machines come back.
 
-    Then the rendezvous, and a stop of all: the same lines start them again, each time.
+    Then the rendezvous, a stop of the machine with the main worker, and one of all that are left: the same lines start
+    them again, each time.
     """
     rendezvous, where = meet(net)
     first, second = net.machines
@@ -175,12 +202,17 @@ def test_whatever_machine_is_lost_the_rest_goes_on_and_no_sample_is_skipped_or_s
     await_steps(place, 1, 5, "the same lines go on at a new rendezvous")
     went_on(place, struck_ns, saved_before)
 
+    struck_ns, reclaimed = time.time_ns(), main_machine(net).address
+    stop(place, {reclaimed: jobs.pop(reclaimed)})
+    await_steps(place, 0, 5, f"the others go on without {reclaimed}")
+    stopped(place, struck_ns)
+    assert [job.poll() for job in jobs.values()] == [None]
+
     struck_ns = time.time_ns()
     stop(place, jobs)
     jobs = {machine.address: join(machine, where) for machine in net.machines}
     await_steps(place, 1, 5, "the same lines go on after a stop of all")
-    last, next_one = sample_logs.around(place / "runs/job", struck_ns)
-    assert next_one == last + 1, "all steps before the stop were saved"
+    stopped(place, struck_ns)
 
     # The last step's samples are all there once nobody writes any more.
     stop(place, jobs)
@@ -209,9 +241,7 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     first, second = net.machines
     timeout_s = 900
     began = time.monotonic()
-    options = ["job.yaml", f"timeout_s={timeout_s}"]
-    script = [str(ROOT / "configs/launch/torchrun.sh"), "1:2", where, "1", "job", *options]
-    plain = first.run("bash", *script, ADDRESS=first.address, GLOO_SOCKET_IFNAME="eth0")
+    plain = join_by_torchrun(first, where, f"timeout_s={timeout_s}")
     # The other may have saved by then; the name it meets by says that it is the same job.
     launched = join(second, where, f"timeout_s={timeout_s}")
     start_s = await_steps(place, 1, 5, "both machines train", 300) - began
@@ -237,3 +267,22 @@ def test_a_pulled_cable_ends_in_a_clear_error_on_both_sides_and_the_reachable_on
     assert second.workers() == []
     assert launched.poll() in (None, LostPeerError.exit_code)
     assert plain.poll() is None
+
+
+def test_a_machine_that_died_is_taken_back_by_one_that_plain_torchrun_has_started(place: Path, net: Network) -> None:
+    """The one with the main worker, which the same line of the script starts again."""
+    _, where = meet(net)
+    jobs = {machine.address: join_by_torchrun(machine, where) for machine in net.machines}
+    await_steps(place, 1, 5, "both machines train", 300)
+    await_(lambda: saved(place) > 0, "a checkpoint", 60)
+    lost = main_machine(net)
+    blows = [(time.time_ns(), saved(place))]
+    lost.kill()
+    jobs.pop(lost.address)
+    await_steps(place, 0, 25, f"the other goes on without {lost.address}")
+    blows.append((time.time_ns(), saved(place)))
+    jobs[lost.address] = join_by_torchrun(lost, where)
+    await_steps(place, 1, 5, f"{lost.address} is taken back")
+    for struck_ns, saved_before in blows:
+        went_on(place, struck_ns, saved_before)
+    assert [job.poll() for job in jobs.values()] == [None, None]

@@ -57,5 +57,8 @@ def test_a_worker_lost_under_plain_torchrun_comes_back_and_the_job_ends(tmp_path
     assert "exitcode: -9" in said, "no worker was lost: the test shows nothing"
     last, first = around(root / "runs" / name, struck_ns)
     assert saved < first <= last + 1
+    # What the other worker said of the loss is not the word on a job that has ended well.
+    assert "this worker ends here" in (root / "runs" / name / "log-rank0.txt").read_text()
+    assert not (root / "runs" / name / "error.json").exists()
     small_job.finish(root, "whole")
     small_job.same(root, name, "whole", said)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.distributed import TCPStore
 from service import ownership
 from service.errors import ConfigError, JobError, TakenError
 from service.jobs import local, torchrun
+from service.jobs.nodes import Nodes
 from service.ownership import Ownership
 from service.run_folder import RunFolder
 from service.training import entrance, pulse
@@ -164,3 +166,28 @@ def test_a_machine_that_no_other_joins_gives_up_and_the_same_name_serves_until_t
     assert (here / "given.jsonl").exists()
     with pytest.raises(JobError, match="the job has ended at this rendezvous"):
         local.run("job.yaml", nnodes="1", **place)  # type: ignore[arg-type]
+
+
+# A launcher, which says with its exit code whether it was let into the folder.
+LAUNCHER = """
+import pathlib, sys
+from service.errors import TakenError
+from service.jobs import local
+from service.jobs.nodes import Nodes
+from service.run_folder import RunFolder
+try:
+    nodes = Nodes(1, 2, "meet.example", 29400, "job", sys.argv[1])
+    local.launch(RunFolder(pathlib.Path("runs/job")), [sys.executable, "-c", "print('in')"], 1, nodes=nodes)
+except TakenError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("address", "said"), [("10.0.0.2", "in"), ("10.0.0.1", "another job runs there")])
+def test_each_machine_launches_once_in_the_folder_that_all_of_them_share(
+    here: Path, address: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, nodes = RunFolder(here / "runs/job"), Nodes(1, 2, "meet.example", 29400, "job", "10.0.0.1")
+    local.launch(folder, [sys.executable, "-c", LAUNCHER, address], 1, nodes=nodes)
+    assert said in capfd.readouterr().out
+    assert (folder.path / "torchrun-10.0.0.1.log").exists()

@@ -287,14 +287,16 @@ def test_a_folder_that_another_job_has_is_tried_again_by_one_of_several_machines
 
 def test_the_script_for_plain_torchrun_has_the_options_of_lorot_train(tmp_path: Path) -> None:
     told = tmp_path / "torchrun"
-    told.write_text('#!/bin/sh\nprintf "%s\\n" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" "$@"\n')
+    told.write_text('#!/bin/sh\nprintf "%s\\n" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" "$LOROT_RENDEZVOUS" "$@"\n')
     told.chmod(0o755)
     root = Path(__file__).parents[2]
     line = [str(root / "configs/launch/torchrun.sh"), "2:4", "meet.example:29400", "8", "week", "job.yaml", "seed=7"]
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ADDRESS": "10.1.2.3"}
     done = subprocess.run(["bash", *line], env=environment, capture_output=True, text=True, check=True)
-    shares_store, *given = done.stdout.splitlines()
-    assert shares_store == torchrun.environment(8)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"]
+    shares_store, meeting, *given = done.stdout.splitlines()
+    told_by_train = torchrun.environment(8, SEVERAL)
+    assert shares_store == told_by_train["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"]
+    assert meeting == told_by_train[pulse.VARIABLE]
     found = options(given)
     shutdown_s = config.resolve({"data": {"name": "demo"}}).shutdown_s
     line = torchrun.command(
