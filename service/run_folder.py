@@ -7,6 +7,7 @@ checkpoints/      one folder per saved step         model/           what is reg
 backbone/         what a detector began with        detector/        the detector, as it was evaluated
 log-rank*.txt     everything third parties print    error.json       why it failed
 .reserve          room for that word on a full disk  launch.json    the job's name where several machines meet
+end.json          when all was done, for launchers
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from service.errors import ConfigError, LorotError, StorageError
 
 _RESERVE = ".reserve"
 _LAUNCH = "launch.json"
+_END = "end.json"
 _RESERVE_BYTES = 256 * 1024
 
 
@@ -60,9 +62,27 @@ class RunFolder:
         return self.path / "error.json"
 
     @property
-    def is_writable(self) -> bool:
-        """Whether anything can be written there, but for a disk that is full."""
-        return os.access(self.path, os.W_OK)
+    def is_read_only(self) -> bool:
+        """Whether nothing can be written there; false for a disk that is full, and for one that does not answer."""
+        try:
+            found = os.statvfs(self.path)
+        except OSError:
+            return False
+        return bool(found.f_flag & os.ST_RDONLY) or not os.access(self.path, os.W_OK)
+
+    @property
+    def end(self) -> str:
+        """Of a run whose main worker has done all of its work, registration and record included: when, else empty."""
+        return str(self.read(_END).get("time_ns", ""))
+
+    def note_end(self, is_done: bool) -> None:
+        """Write down, or take back, what `end` then says; for the one who has the folder."""
+        # Where it cannot be written, launchers do without.
+        with contextlib.suppress(OSError, StorageError):
+            if is_done:
+                self.write(_END, {"time_ns": time.time_ns()})
+            else:
+                (self.path / _END).unlink(missing_ok=True)
 
     @property
     def meeting(self) -> str:

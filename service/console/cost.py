@@ -1,4 +1,4 @@
-"""What a job has cost so far, as far as it is known."""
+"""What a job has cost so far, as far as it is known: by the attempts that are kept."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,8 @@ def rows(job: Job, progress: Mapping[str, Any], config: Mapping[str, Any], now_s
     asked = job.spec.resources
     most = job.spec.most_nodes
     up_to = "up to " if job.spec.fewest_nodes != most else ""
-    found = [("Wall time", span(wall))]
+    since = f" since attempt {job.attempts[0].number}" if job.attempts[0].number > 1 else ""
+    found = [(f"Wall time{since}", span(wall))]
     if asked.gpus:
         found.append(("GPU-hours", f"{up_to}{_hours(wall * asked.gpus * most)}"))
     found.append(("Core-hours", f"{up_to}{_hours(wall * asked.cpus * most)}"))

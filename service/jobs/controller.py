@@ -355,7 +355,8 @@ class Controller:
                 self._unreconciled.add(name)
                 self._tell(attempt, error)
                 continue
-            known = any(one.name == attempt for one in job.attempts)
+            # One that is not known was begun after a backup that was restored since, and is left alone.
+            known = any(one.name == attempt for one in job.attempts) or _is_forgotten(job, attempt)
             is_over = known and (job.has_ended or job.state == "queued" or job.attempt.name != attempt)  # type: ignore[union-attr]
             if is_over:
                 try:
@@ -371,3 +372,9 @@ class Controller:
             backend.cancel(attempt, {}, job.spec.grace_s)
         else:
             backend.remove(attempt, {})
+
+
+def _is_forgotten(job: Job, attempt: str) -> bool:
+    """Whether an attempt of this name is older than those that are kept of the job."""
+    number = attempt.rpartition("-")[2]
+    return bool(job.attempts) and number.isdecimal() and int(number) < job.attempts[0].number

@@ -170,7 +170,7 @@ def launch(
             still = Stillness(folder, timeout_s)
             code, interrupted = supervise(line, environment, log, lock, signals, still, over)
         if still.is_over and not folder.error.exists():
-            # The model is there, the run has its end: who was still to end has ended, by force.
+            # All was done: who was still to end has ended, by force.
             return
         if code:
             error = failure(folder, account, code, interrupted, still)
@@ -235,7 +235,7 @@ def failure(
     if interrupted:
         name = signal.Signals(interrupted).name
         return JobError(f"stopped by {name}; --resume goes on from the last checkpoint", stop_code(interrupted))
-    if reported is None and not folder.is_writable:
+    if reported is None and folder.is_read_only:
         return JobError(
             f"{folder.path}: cannot be written; what is there is untouched: --resume goes on once it can be, or "
             f"output=FOLDER chooses another\n{_tail(log, account.log, folder)}",
@@ -245,7 +245,10 @@ def failure(
     if reported is not None and reported.exit_code == REQUEUE and not {*STOPPED, *_CAUSED}.issuperset(first):
         # Only because torchrun asked it to stop, after another had failed without a word.
         reported = None
+    frozen = still.explain(account.failed[-1].pid if account.failed else lost[0].pid if lost else 0) if still else ""
     if complaint := account.complaint():
+        if frozen:
+            complaint = f"{frozen}; {complaint}"
         if reported is not None and reported.exit_code not in _CAUSED - {account.failed[-1].code}:
             return JobError(f"{complaint}\n{reported}", reported.exit_code)
         return JobError(f"{complaint}\n{_tail(log, account.log, folder)}")
@@ -255,8 +258,8 @@ def failure(
     if lost:
         # A worker that was lost makes the others fail too; theirs is not the cause.
         said = _tail(log, account.log, folder, lost[0].rank)
-        if still is not None and (why := still.explain(lost[0].pid)):
-            return JobError(f"{why}; --resume goes on from the last checkpoint\n{said}", LostPeerError.exit_code)
+        if frozen:
+            return JobError(f"{frozen}; --resume goes on from the last checkpoint\n{said}", LostPeerError.exit_code)
         return JobError(f"{lost[0]}\n{said}")
     end = log[log.rfind(_TRACEBACK) :]
     for sign, meaning in _MEETING.items():

@@ -50,7 +50,7 @@ class Account:
         self.failed += [end for end in found[self._seen :] if end.code not in free]
         self._seen = len(found)
         # Where nothing can be written, no worker can say so in error.json.
-        if ends and not self._folder.is_writable:
+        if ends and self._folder.is_read_only:
             return True
         # Who failed first: torchrun asks the others to stop, and what they say of that is no stop of the job.
         if self._alone and not STOPPED.union({ConfigError.exit_code}).isdisjoint(ends):

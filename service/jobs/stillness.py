@@ -1,12 +1,14 @@
 """Workers that stand still where no other worker waits for them: their machine's launcher does. Imports no torch.
 
 While workers train they miss one that does not come. Nobody misses one that is alone, nor one that has nothing left to
-do but to end, while the main worker registers the model. Nor does anybody miss a torchrun that waits for another
+do but to end, once the main worker has registered the model. Nor does anybody miss a torchrun that waits for another
 machine's after that (`exit_barrier_timeout`, five minutes), which may have been ended by this.
 """
 
 import contextlib
+import threading
 import time
+from collections.abc import Collection, Iterator
 
 import psutil
 
@@ -17,56 +19,65 @@ _EVERY_S = 5.0
 
 
 class Stillness:
-    """How long all workers that this machine has left have stood still.
+    """Ends what this machine has left of a job, if all of it has stood still for too long.
 
-    One stands still that a signal such as SIGSTOP has stopped, or that lives on although the job has left its summary,
-    unless it is the main worker; and so does a torchrun whose workers have ended then, the main one among them. Time in
-    which this process was stopped itself does not count.
+    A worker stands still that a signal such as SIGSTOP has stopped, or that lives on although the job is done; and so
+    does a torchrun without workers then. It looks in a thread of its own, since a run folder may not answer.
 
     Args:
-        limit_s: so long one may.
+        limit_s: so long they may.
 
     Attributes:
-        ended: the workers that stood still for longer, by process number: their ranks.
-        is_over: who was ended stood still after the job had left its summary, and was not the main worker: nothing is
-            lost.
+        ended: the workers that were ended because a signal had stopped them, by process number: their ranks.
+        is_over: what was ended stood still after the job was done: nothing is lost.
     """
 
     def __init__(self, folder: RunFolder, limit_s: float) -> None:
-        self._summary, self._limit_s = folder.summary, limit_s
-        self._before = self._left()
+        self._folder, self._limit_s = folder, limit_s
+        self._before = folder.end
         self._every_s = min(_EVERY_S, limit_s / 4)
-        self._looked_s = time.monotonic()
-        self._still_s: dict[int, float] = {}
-        self._ranks: dict[int, int] = {}
-        # Among the workers that were here last.
-        self._had_main = False
+        self._patience = Patience(limit_s, 2 * self._every_s)
+        self._ranks: dict[psutil.Process, int] = {}
         self.ended: dict[int, int] = {}
         self.is_over = False
 
-    def look(self, torchrun: int) -> list[psutil.Process]:
-        """Who is to be killed, of the process `torchrun` and its workers: nobody, most of the time."""
-        past_s = time.monotonic() - self._looked_s
-        if past_s < self._every_s:
-            return []
-        self._looked_s += past_s
-        has_left = self._left() != self._before
-        launcher, workers = self._workers(torchrun)
-        still = [worker for worker in workers if _is_stopped(worker) or (has_left and self._ranks[worker.pid])]
-        if workers:
-            self._had_main = any(self._ranks[worker.pid] == 0 for worker in workers)
-        waits = not workers and has_left and self._had_main
-        if launcher is None or len(still) < len(workers) or not (workers or waits):
-            self._still_s = {}
-            return []
-        judged = [launcher.pid] if waits else [worker.pid for worker in still]
-        self._still_s = {pid: self._still_s.get(pid, 0.0) + min(past_s, 2 * self._every_s) for pid in judged}
-        if min(self._still_s.values()) < self._limit_s:
-            return []
-        self.ended |= {worker.pid: self._ranks[worker.pid] for worker in still}
-        self.is_over = has_left and all(self._ranks[worker.pid] for worker in still)
-        # Their torchrun would take them for failed, and start them again.
-        return [*still, launcher] if self.is_over else still
+    @contextlib.contextmanager
+    def watching(self, torchrun: int) -> Iterator[None]:
+        """Look at the process `torchrun` and its workers now and then within the block."""
+        closed = threading.Event()
+        try:
+            launcher = psutil.Process(torchrun)
+        except psutil.NoSuchProcess:
+            yield
+            return
+
+        def work() -> None:
+            while not closed.wait(self._every_s):
+                self.look(launcher, time.monotonic())
+
+        threading.Thread(target=work, name="stillness", daemon=True).start()
+        try:
+            yield
+        finally:
+            closed.set()
+
+    def look(self, launcher: psutil.Process, now_s: float) -> None:
+        """Look once, at the time `now_s`, and end whoever has stood still for too long."""
+        workers = self._workers(launcher)
+        end = self._folder.end
+        is_done = bool(end) and end != self._before
+        still = [worker for worker in workers if is_done or _is_stopped(worker)]
+        judged = [launcher] if is_done and not workers else still if len(still) == len(workers) else []
+        if not self._patience.ends(now_s, judged):
+            return
+        if is_done:
+            self.is_over = True
+            # With torchrun, which would take them for failed, and start them again.
+            kill_family(launcher)
+            return
+        for worker in still:
+            self.ended[worker.pid] = self._ranks[worker]
+            kill_family(worker)
 
     def explain(self, pid: int) -> str:
         """Why a worker was ended here; empty if it was not."""
@@ -74,30 +85,53 @@ class Stillness:
             return ""
         return f"worker {self.ended[pid]} stood still for {self._limit_s:g} s, stopped by a signal such as SIGSTOP"
 
-    def _left(self) -> tuple[int, int] | None:
-        """The summary that is there."""
-        with contextlib.suppress(OSError):
-            found = self._summary.stat()
-            return found.st_ino, found.st_mtime_ns
-        return None
-
-    def _workers(self, torchrun: int) -> tuple[psutil.Process | None, list[psutil.Process]]:
-        """torchrun, and its children that are workers; none if it has ended."""
+    def _workers(self, launcher: psutil.Process) -> list[psutil.Process]:
+        """The children of torchrun that are its workers."""
         found = []
         with contextlib.suppress(psutil.Error):
-            launcher = psutil.Process(torchrun)
             for child in launcher.children():
                 with contextlib.suppress(psutil.Error):
-                    if child.pid not in self._ranks and (rank := child.environ().get("RANK")):
-                        self._ranks[child.pid] = int(rank)
-                    if child.pid in self._ranks and child.status() != psutil.STATUS_ZOMBIE:
+                    if child not in self._ranks:
+                        told = child.environ()
+                        # Between fork and exec it still has the environment of torchrun, in which RANK may be.
+                        if "TORCHELASTIC_RUN_ID" in told and "RANK" in told:
+                            self._ranks[child] = int(told["RANK"])
+                    if child in self._ranks and child.status() != psutil.STATUS_ZOMBIE:
                         found.append(child)
-            return launcher, found
-        return None, []
+        return found
+
+
+class Patience:
+    """How long each of some things has been seen at every look.
+
+    Args:
+        limit_s: of that time.
+        longest_s: between two looks; what is beyond was a pause of whoever looks, and does not count.
+    """
+
+    def __init__(self, limit_s: float, longest_s: float) -> None:
+        self._limit_s, self._longest_s = limit_s, longest_s
+        self._looked_s: float | None = None
+        self._seen_s: dict[object, float] = {}
+
+    def ends(self, now_s: float, seen: Collection[object]) -> bool:
+        """Whether there are any, and all of them have been there for that long; whoever is not seen begins anew."""
+        past_s = 0.0 if self._looked_s is None else min(now_s - self._looked_s, self._longest_s)
+        self._looked_s = now_s
+        self._seen_s = {one: self._seen_s[one] + past_s if one in self._seen_s else 0.0 for one in seen}
+        return bool(self._seen_s) and min(self._seen_s.values()) >= self._limit_s
+
+
+def kill_family(process: psutil.Process) -> None:
+    """SIGKILL to a process and all of its children, theirs first."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for member in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 def _is_stopped(worker: psutil.Process) -> bool:
     # One that somebody looks into with a debugger has another status.
     with contextlib.suppress(psutil.Error):
-        return worker.status() == psutil.STATUS_STOPPED
+        return bool(worker.status() == psutil.STATUS_STOPPED)
     return False

@@ -12,7 +12,7 @@ from typing import IO
 
 import psutil
 
-from service.jobs.stillness import Stillness
+from service.jobs.stillness import Stillness, kill_family
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # What this process takes for itself of the time that a signal leaves: whoever sent it may kill at its end.
@@ -75,7 +75,7 @@ def supervise(
     Args:
         log: where it writes its errors.
         lock: a descriptor that it keeps open.
-        still: who kills those of its workers that stand still.
+        still: who ends its workers if they stand still.
         over: asked now and then whether to end it.
     """
     # A session of its own: Ctrl-C in a terminal reaches the workers once, through torchrun, not twice.
@@ -85,13 +85,14 @@ def supervise(
     signals.child = child
     if signals.received:
         _stop(child.pid, signals.received[0])
-    _await(child, over, signals, still)
+    with still.watching(child.pid):
+        _await(child, over, signals)
     # From here on its number may be another process's.
     signals.child = None
     return child.returncode, signals.received[0] if signals.received else 0
 
 
-def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, signals: Signals, still: Stillness) -> None:
+def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, signals: Signals) -> None:
     """Wait for the end of the child: it is asked to end when the job is over, and killed when a signal's time is."""
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -102,16 +103,13 @@ def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, sign
         elif over is not None and over():
             _stop(child.pid, signal.SIGTERM)
             over = None
-        for process in still.look(child.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 def _stop(pid: int, number: int) -> None:
     """Send torchrun a signal, which it passes on; SIGKILL, which it cannot pass on, goes to its workers as well."""
     with contextlib.suppress(psutil.NoSuchProcess):
         launcher = psutil.Process(pid)
-        family = [*launcher.children(recursive=True), launcher] if number == signal.SIGKILL else [launcher]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+        if number == signal.SIGKILL:
+            kill_family(launcher)
+        else:
+            launcher.send_signal(number)

@@ -64,20 +64,29 @@ class Traits:
 
 
 def _found() -> tuple[str, ...]:
-    there = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "backends")]))
+    lying = pkgutil.iter_modules([str(Path(__file__).parent / "backends")])
+    there = sorted(module.name for module in lying if not module.name.startswith("_"))
     return (*(name for name in _FIRST if name in there), *(name for name in there if name not in _FIRST))
 
 
-# Every module that lies directly in `service.jobs.backends`.
+# Every module that lies directly in `service.jobs.backends` and has a public name.
 NAMES: tuple[str, ...] = _found()
 
 
 @functools.cache
 def module(name: str) -> ModuleType:
-    """The backend's own, imported when it is asked for; raises ConfigError for a name that there is not."""
+    """The backend's own, imported when it is asked for.
+
+    Raises:
+        ConfigError: there is none of this name, or it cannot be imported.
+    """
     if name not in NAMES:
         raise ConfigError(f"backend: {name!r} is none of {', '.join(NAMES)}")
-    return importlib.import_module(f"service.jobs.backends.{name}")
+    path = f"service.jobs.backends.{name}"
+    try:
+        return importlib.import_module(path)
+    except ImportError as error:
+        raise ConfigError(f"backend {name}: {path} cannot be imported ({error}); mend it, or take it away") from error
 
 
 def of(name: str) -> Traits:

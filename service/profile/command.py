@@ -42,7 +42,7 @@ def run(
         options = ["--steps", str(steps)] if steps else []
         say(f"measuring on {count} worker{'s' if count > 1 else ''}: the loader, the step, both; up to two minutes")
         line = torchrun.command(path, given, workers=count, shutdown_s=job.shutdown_s, module=WORKER, options=options)
-        local.launch(folder, line, count)
+        local.launch(folder, line, count, timeout_s=job.timeout_s)
         found = folder.read(RESULT)
     phases = {name: Phase(**found[name]) for name in ("loader", "step", "both")}
     return Findings(Setting(**found["setting"]), **phases)

@@ -49,6 +49,7 @@ def work(job: TrainingConfig, folder: RunFolder, resume: bool, terminal: IO[str]
         owner.take()
         entrance.forget_earlier(folder)
         folder.claim(resume)
+        folder.note_end(is_done=False)
         entrance.note_meeting(folder)
 
     distributed.on_main(world, take)
@@ -212,6 +213,9 @@ def _train(
             notice = run.finish(status, _DELIVERY_S if is_awaited or status == "KILLED" else None)
             if notice:
                 display.say(notice)
+    if world.is_main:
+        # From here on a launcher may end whoever does not end by itself.
+        folder.note_end(is_done=True)
     engine.close()
     distributed.disconnect()
 

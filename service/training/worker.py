@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one worker to its end; returns its exit code."""
+    """Run one worker to its end, and end the process; returns the exit code only of one that cannot begin."""
     parser = argparse.ArgumentParser(prog="service.training.worker", description=__doc__)
     parser.add_argument("config", help="configuration file")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values on top of it")

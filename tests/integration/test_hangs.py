@@ -16,6 +16,7 @@ from machines import ROOT
 from PIL import Image
 
 from service import tracking
+from service.run_folder import RunFolder
 from tests.integration.processes import await_, workers
 
 pytestmark = pytest.mark.integration
@@ -149,5 +150,7 @@ def test_a_worker_alone_that_freezes_is_ended_by_its_launcher_and_resumed(
     assert launcher.returncode == 8, said
     assert "worker 0 stood still for 8 s, stopped by a signal such as SIGSTOP; --resume goes on" in said
     assert not alive.is_running()
+    assert not RunFolder(place / "runs/job").end
     resumed = start(job, *short, "--resume")
     assert resumed.wait(300) == 0, resumed.communicate()
+    assert RunFolder(place / "runs/job").end, "what tells launchers that all was done"

@@ -37,6 +37,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> dict
     tree, work = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("work")
     shutil.copytree(ROOT / "service", tree / "service", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "tests/service/fleet_backend.py", tree / "service/jobs/backends/fleet.py")
+    (tree / "service/jobs/backends/_parts.py").write_text("raise RuntimeError('what several share is no backend')")
     (tree / "configs").symlink_to(ROOT / "configs")
     (work / "mlruns").mkdir()
     shutil.copy(empty_database, work / "mlruns/mlflow.db")
@@ -59,6 +60,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> dict
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_one_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traits, "NAMES", (*traits.NAMES, "away"))
+    with pytest.raises(ConfigError, match=r"^backend away: service\.jobs\.backends\.away cannot be imported"):
+        traits.of("away")
 
 
 def test_each_backend_declares_what_is_asked_of_it() -> None:

@@ -1,5 +1,7 @@
 """What the console makes of times, logs, costs and of YAML that somebody types."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from hypothesis import given
@@ -107,6 +109,8 @@ def test_the_cost_is_what_was_set_aside_times_the_time_of_all_attempts() -> None
     found = dict(cost.rows(job(first, second, **asked), {"step": 100}, {"global_batch": 256}, now_s=8600.0))
     # An hour and an hour; 8 GPUs and 32 cores.
     assert found == {"Wall time": "2 h 0 min", "GPU-hours": "16.0", "Core-hours": "64.0", "Images trained on": "25,600"}
+    later = replace(first, number=7)
+    assert dict(cost.rows(job(later, second), {}, {}, now_s=8600.0)).keys() >= {"Wall time since attempt 7"}
 
 
 def test_a_job_that_never_started_has_cost_nothing_and_what_is_not_known_is_not_told() -> None:

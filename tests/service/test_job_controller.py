@@ -201,6 +201,23 @@ def test_a_job_that_somebody_else_has_resumed_meanwhile_goes_on_undisturbed(
     assert (service.state(job), service.backend.starts.total()) == ("running", 2)
 
 
+@pytest.mark.parametrize(("number", "is_stopped"), [(2, True), (9, False)])
+def test_of_attempts_that_are_not_in_the_record_older_ones_are_stopped_and_later_ones_left_alone(
+    service: Service, number: int, is_stopped: bool
+) -> None:
+    """Only the last ones are kept; what was begun after a backup that was restored is nobody's to stop."""
+    job = service.submit()
+    service.step()
+    attempt = service.desk.get(job.id).attempt
+    assert attempt is not None
+    service.desk.record.change(job.id, attempts=(replace(attempt, number=5),))
+    name = f"lorot-{job.id[:12]}-{number}"
+    service.backend.now[name], service.backend.jobs[name] = Status("running"), job.id
+    service.restart()
+    service.step()
+    assert service.backend.cancelled == ([name] if is_stopped else [])
+
+
 def test_an_attempt_that_the_record_does_not_know_any_more_is_adopted(service: Service) -> None:
     """As after the restore of an older record: the job's own attempt runs, under the name that it would get now."""
     job = service.submit()
