@@ -103,7 +103,7 @@ def run(
             _refuse_if_owned(folder, nodes.run_id)
         # Read anew: a fellow may have begun during that look.
         begun = folder.meeting == nodes.run_id
-        resume = resume or (begun and not folder.summary.exists())
+        resume = resume or (begun and not folder.end)
     if not restart:
         folder.claim(resume)
     say("looking at the tracking database and the data")

@@ -93,15 +93,21 @@ def supervise(
 
 
 def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, signals: Signals) -> None:
-    """Wait for the end of the child: it is asked to end when the job is over, and killed when a signal's time is."""
+    """Wait for the end of the child: it is asked to end when the job is over.
+
+    It is killed when the time that a signal leaves is over, its own or this one: torchrun heeds none while it waits for
+    other machines at the job's end, which may take five minutes.
+    """
+    until_s = math.inf
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_LOOK_S)
             return
-        if signals.left_s < OWN_S:
+        if min(signals.left_s, until_s - time.monotonic()) < OWN_S:
             _stop(child.pid, signal.SIGKILL)
         elif over is not None and over():
             _stop(child.pid, signal.SIGTERM)
+            until_s = time.monotonic() + signals.grace_s
             over = None
 
 

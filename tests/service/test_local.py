@@ -366,6 +366,22 @@ def test_what_does_not_end_is_killed_with_all_its_children_before_the_time_that_
     assert not any(lives(process) for process in psutil.process_iter() if process.pid in begun)
 
 
+def test_what_does_not_heed_that_the_job_is_over_is_killed(here: Path) -> None:
+    """As torchrun at its exit barrier, where another machine's main worker has failed for good."""
+    program = (
+        "import json, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "told = {'type': 'StorageError', 'message': 'the disk is full', 'exit_code': 7}\n"
+        "open('runs/job/error.json', 'w').write(json.dumps(told))\n"
+        "time.sleep(120)\n"
+    )
+    folder = RunFolder(here / "runs/job")
+    folder.make()
+    with pytest.raises(JobError, match="the disk is full") as caught:
+        local.launch(folder, [sys.executable, "-c", program], 1, restarts=3, grace_s=3)
+    assert caught.value.exit_code == 7
+
+
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "runs/job").mkdir(parents=True)
     (here / "runs/job/error.json").write_text('{"type": "X", "message": "old news", "exit_code": 4}')

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from service import store
+from service.run_folder import RunFolder
 from tests.integration.machines import Machine, Network, network
 from tests.integration.processes import await_
 from tests.integration.sample_logs import lines_of
@@ -215,8 +216,8 @@ class Cluster:
         return self.has_ended() and not running
 
     def has_ended(self) -> bool:
-        """Whether the job has left its last word."""
-        return (self.run / "summary.json").exists()
+        """Whether the job has done all of its work."""
+        return bool(RunFolder(self.run).end)
 
     def job_on(self, machine: Machine) -> "subprocess.Popen[str] | None":
         """The launcher there, if it runs."""
