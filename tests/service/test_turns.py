@@ -1,30 +1,26 @@
 """That what is done to one job waits for its own turn only."""
 
-import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from service.jobs.turns import Turns
 
 
-def test_two_are_at_one_job_one_after_the_other() -> None:
-    turns, seen = Turns(), {"a": 0, "b": 0}
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+def test_whoever_comes_to_a_job_that_another_is_at_waits_until_that_one_is_done() -> None:
+    turns, come, entered = Turns(), threading.Event(), threading.Event()
 
-    def count(name: str) -> None:
-        for _ in range(300):
-            with turns.of(name):
-                was = seen[name]
-                threading.Event().wait(0)
-                seen[name] = was + 1
+    def follow() -> None:
+        come.set()
+        with turns.of("a"):
+            entered.set()
 
-    try:
-        with ThreadPoolExecutor(6) as pool:
-            list(pool.map(count, ["a", "b", "a", "b", "a", "b"]))
-    finally:
-        sys.setswitchinterval(interval)
-    assert seen == {"a": 900, "b": 900}
+    with turns.of("a"):
+        thread = threading.Thread(target=follow)
+        thread.start()
+        assert come.wait(30)
+        assert not entered.wait(0.5)
+        assert len(turns) == 1
+    thread.join(30)
+    assert entered.is_set()
     assert len(turns) == 0
 
 
