@@ -4,10 +4,10 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO
-
-import psutil
 
 from service import config
 from service.config import TrainingConfig
@@ -79,4 +79,15 @@ def forget_earlier(folder: RunFolder) -> None:
     """
     restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarted or "LOROT_LAUNCHED" not in os.environ:
-        folder.forget_error(before=psutil.Process().create_time())
+        folder.forget_error(before=_began_s())
+
+
+def _began_s() -> float:
+    """When this process began, seconds since the epoch, to a hundredth.
+
+    psutil's `create_time` counts from the whole second in which the machine began, so it is up to one too early, and
+    torchrun starts a worker a tenth of one after another has left its last word.
+    """
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,24 @@ def test_that_the_folder_is_another_jobs_is_told_on_the_terminal_and_not_in_that
 def test_an_earlier_error_is_forgotten_with_the_taking_of_the_folder_and_not_before(tmp_path: Path) -> None:
     assert enter(tmp_path, "ConfigError")[2] == "old news"
     assert enter(tmp_path, "take") == (3, "error: new trouble\n", "new trouble")
+
+
+def test_an_error_of_a_moment_before_this_process_began_is_an_earlier_one(tmp_path: Path) -> None:
+    """As where torchrun starts lost workers again."""
+    error = tmp_path / "runs/job/error.json"
+    error.parent.mkdir(parents=True)
+    error.write_text('{"message": "news of a moment ago"}')
+    time.sleep(0.05)
+    assert enter(tmp_path, "take")[2] == "new trouble"
+
+
+def test_a_process_knows_to_a_hundredth_when_it_began() -> None:
+    line = [sys.executable, "-c", "from service.training import entrance; print(entrance._began_s())"]
+    before_s = time.time()
+    child = subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    after_s = time.time()
+    began_s = float(child.communicate()[0])
+    assert before_s - 0.02 < began_s < after_s + 0.02
 
 
 @pytest.mark.parametrize(("restarts", "told"), [("0", "old news"), ("3", "new trouble")])
