@@ -3,15 +3,20 @@
 import json
 import re
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from service import store
 from service.jobs.controller import Controller
 from service.jobs.desk import Desk
+from service.jobs.job import Job
+from service.jobs.record import Record
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.integration import engine as engines
@@ -20,10 +25,13 @@ from tests.integration.engine import Engine
 from tests.integration.processes import await_
 from tests.integration.record_server import Server
 from tests.integration.service_process import draw_demo
+from tests.soak import checks
 
 pytestmark = pytest.mark.integration
 
 STEPS = 24
+# Of the demo set, and of a step.
+SAMPLES, BATCH = 64, 16
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def config(data: Path, **changed: Any) -> dict[str, Any]:
     return {
         "duration": f"{STEPS} steps",
         "evaluate_every": f"{STEPS} steps",
-        "global_batch": 16,
+        "global_batch": BATCH,
         "micro_batch": 8,
         "device": "cpu",
         "data": {
@@ -70,7 +78,7 @@ def config(data: Path, **changed: Any) -> dict[str, Any]:
             "root": str(data / "demo"),
             "size": 32,
             "loader": "torch",
-            "options": {"train_count": 64, "val_count": 16, "size": 40},
+            "options": {"train_count": SAMPLES, "val_count": 16, "size": 40},
         },
         "model": {"name": "resnet_small", "width": 8},
         "checkpoint": {"every": "8 steps"},
@@ -201,3 +209,109 @@ def test_a_submitted_job_ends_as_a_registered_model(record: str, data: Path, set
         await_(lambda: attempt.name not in docker.reconcile(), "its container is removed", 60, told)
     finally:
         controller.stop()
+
+
+class Service:
+    """The controller of jobs as a process of its own, which is killed as a service would be."""
+
+    def __init__(self, settings: ServiceSettings, folder: Path) -> None:
+        self._file, self._log = folder / "service.yaml", folder / "service.log"
+        self._file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        line = [sys.executable, "-m", "tests.integration.job_controller", str(self._file)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(line, cwd=engines.ROOT, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def said(self) -> str:
+        """Since its last start."""
+        return self._log.read_text(errors="replace")
+
+
+def test_two_nodes_outlive_the_engine_and_the_service_and_where_the_engine_takes_them_along_the_next_attempt_goes_on(
+    engine: Engine, record: str, data: Path, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    if engine.folder is None:
+        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    long = config(data, duration="1000 epochs", evaluate_every="1000 epochs", log_samples=True)
+    service = Service(settings, tmp_path)
+    job, _ = Desk(settings).submit(JobSpec.model_validate(spec(data, nodes="2", config=long, retries=1, grace_s=30)))
+    run, api = settings.results / job.id / "run", engine.client.api
+
+    def now() -> Job:
+        """As another process has recorded it."""
+        return Record(settings).get(job.id)
+
+    def told() -> str:
+        logs = [path.read_text(errors="replace")[-2500:] for path in sorted(run.parent.rglob("*log*.txt"))]
+        return "\n---\n".join([str(now()), service.said()[-4000:], str(sample_logs.attempts(run)), *logs])
+
+    def steps(rank: int) -> int:
+        return len(sample_logs.lines_of(run, rank))
+
+    def await_steps(what: str) -> None:
+        """Each of the nodes makes some more."""
+        before = [steps(rank) for rank in (0, 1)]
+        await_(lambda: all(steps(rank) > before[rank] + 3 for rank in (0, 1)), what, 120, told)
+
+    def parts(attempt: int) -> dict[str, tuple[str, str]]:
+        """The containers of an attempt that run: of each its id, and when it was started."""
+        prefix = f"lorot-{job.id[:12]}-{attempt}-"
+        found = [api.inspect_container(one["Id"]) for one in api.containers(filters={"label": f"lorot.job={job.id}"})]
+        named = {one["Name"].removeprefix("/"): (one["Id"], one["State"]["StartedAt"]) for one in found}
+        return {name.removeprefix(prefix): one for name, one in named.items() if name.startswith(prefix)}
+
+    def networks() -> dict[str, str]:
+        return {one["Name"]: one["Id"] for one in api.networks(filters={"label": f"lorot.job={job.id}"})}
+
+    try:
+        service.start()
+        await_(lambda: steps(1) > 8 and sample_logs.newest_checkpoint(run), "both nodes train", 300, told)
+        whole, way = parts(1), networks()
+        assert (set(whole), list(way)) == ({"n0", "n1", "rdzv"}, [now().attempts[0].name])
+        service.kill()
+        engine.kill()
+        await_steps("they go on without the engine")
+        service.start()
+        await_(lambda: "does not answer" in service.said(), "the new service misses the engine", 60, told)
+        engine.start()
+        await_(lambda: "docker answers again" in service.said(), "the service has found the engine", 60, told)
+        await_steps("they go on with the new engine")
+        assert (parts(1), networks()) == (whole, way)
+        assert len(sample_logs.attempts(run)) == 1, "the workers were started again"
+        adopted = now()
+        assert (adopted.state, len(adopted.attempts), adopted.failures) == ("running", 1, 0)
+
+        kept = sample_logs.newest_checkpoint(run)
+        with engines.without_live_restore(engine):
+            await_(lambda: len(sample_logs.attempts(run)) > 1, "the next attempt trains", 300, told)
+            again, way_again = parts(2), networks()
+            assert set(again) == {"n0", "n1", "rdzv"}, told()
+            assert not {one for one, _ in again.values()} & {one for one, _ in whole.values()}
+            assert parts(1) == {}
+            assert set(way_again) == {now().attempts[1].name}
+            await_steps("they go on")
+            service.kill()
+            desk = Desk(settings)
+            controller = Controller(desk)
+            controller.start()
+            try:
+                desk.cancel(job.id)
+                await_(lambda: desk.get(job.id).has_ended, "it is cancelled", 120, told)
+                await_(lambda: not parts(2) and not networks(), "nothing is left of it", 60, told)
+            finally:
+                controller.stop()
+    finally:
+        service.kill()
+    ended = now()
+    assert (ended.state, ended.failures, [one.exit_code for one in ended.attempts]) == ("killed", 1, [None, 75])
+    first, second = sample_logs.attempts(run)
+    assert kept < second.first <= first.last + 1
+    assert checks.samples(sample_logs.order(run), SAMPLES, BATCH) == []

@@ -1,7 +1,7 @@
 """The service, MLflow, PostgreSQL and the engine are killed at random moments while jobs run and clients submit.
 
-Jobs run here and in containers. LOROT_ROUNDS says how many kills (default 6), LOROT_SEED which: the seed of a failure
-is in its message.
+Jobs run here and in containers, and one of them trains all the while. LOROT_ROUNDS says how many kills (default 6),
+LOROT_SEED which: the seed of a failure is in its message.
 """
 
 import json
@@ -18,13 +18,16 @@ from typing import Protocol
 
 import psutil
 import pytest
+import yaml
 from processes import await_, lives
 from record_server import PostgreSQL, Server, free_port
 
 from service import store
 from tests.integration.debian import RefusedError
 from tests.integration.engine import BASE, Engine, answers, own
-from tests.integration.tiny_service import TinyService, container_spec, spec
+from tests.integration.service_process import CONFIG
+from tests.integration.tiny_service import DATA, TinyService, container_spec, spec
+from tests.soak import checks
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +36,8 @@ SEED = int(os.environ.get("LOROT_SEED", random.SystemRandom().randrange(10**6)))
 CLIENTS = 4
 # Enough that there is work at every kill.
 JOBS = 4 + 4 * ROUNDS
+# Of the training: as many as it makes while everything is killed, more or less.
+STEPS, LOG_EVERY = 100 * ROUNDS, 5
 _PATIENCE_S = 600.0 + 60 * ROUNDS
 
 
@@ -87,7 +92,8 @@ class Everything:
             self._mortals["engine"] = engine
             backends["docker"] = {"enabled": True, "url": engine.url, "image": BASE}
         self._mortals["service"] = self.service
-        self.service.configure(tracking_uri=self.server.uri, cpus=3, backends=backends)
+        roots = [str(DATA), str(folder / "data")]
+        self.service.configure(tracking_uri=self.server.uri, cpus=4, backends=backends, data_roots=roots)
 
     @property
     def deck(self) -> list[str]:
@@ -95,8 +101,9 @@ class Everything:
         return [*self._mortals, "service", "all"]
 
     def is_contained(self, key: str) -> bool:
-        """Whether the job of a key is a container: two of five are."""
-        return self.engine is not None and int(key.rpartition("-")[2]) % 5 in (1, 3)
+        """Whether the job of a key is a container: two of five are, and not the one that trains."""
+        number = key.rpartition("-")[2]
+        return self.engine is not None and number.isdigit() and int(number) % 5 in (1, 3)
 
     def start(self) -> None:
         self.server.start()
@@ -147,6 +154,41 @@ def everything(tmp_path: Path) -> Iterator[Everything]:
         made.stop()
 
 
+class Training:
+    """The one job that trains."""
+
+    key = "training"
+
+    def __init__(self, service: TinyService) -> None:
+        self._service = service
+        config = yaml.safe_load(CONFIG.format(root=service.folder, steps=STEPS, model="kept"))
+        self._body = {"spec": {"kind": "train", "name": "trained", "config": config}, "key": self.key}
+        self.id = ""
+
+    @property
+    def run(self) -> Path:
+        return self._service.folder / "jobs" / self.id / "run"
+
+    def begin(self) -> None:
+        """Hand it in, and wait until it trains."""
+        self.id = str(self._service.ask("/v1/jobs", self._body)["id"])
+        await_(lambda: self.step() > 0, "it trains", 180, self.told)
+
+    def step(self) -> int:
+        """The last one of its own record."""
+        lines = self._lines()
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def told(self) -> str:
+        logs = [path.read_text(errors="replace")[-2000:] for path in sorted(self.run.parent.rglob("*log*.txt"))]
+        return "\n---\n".join([self._service.told(), *logs])
+
+    def _lines(self) -> list[str]:
+        path = self.run / "metrics.jsonl"
+        # The last one may be half written.
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
 class Client(threading.Thread):
     """Hands in jobs with keys, each again and again until it has an answer; now and then once more after that."""
 
@@ -190,11 +232,14 @@ def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(
     dice = random.Random(SEED)
     service = everything.service
     everything.start()
+    training = Training(service)
+    training.begin()
     ended = threading.Event()
     clients = [Client(everything, number, ended) for number in range(CLIENTS)]
     for client in clients:
         client.start()
     struck: list[str] = []
+    reached: list[int] = []
     # When there was no engine, seconds since the epoch.
     outages: list[tuple[float, float]] = []
     deck: list[str] = []
@@ -204,6 +249,7 @@ def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(
             deck = deck or dice.sample(everything.deck, len(everything.deck))
             struck.append(deck.pop())
             time.sleep(dice.uniform(0.2, 3))
+            reached.append(training.step())
             began_s = time.time()
             everything.strike(struck[-1], dice)
             if struck[-1] in ("engine", "all"):
@@ -211,7 +257,7 @@ def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(
         await_(lambda: not any(client.is_alive() for client in clients), "every submission is answered", _PATIENCE_S)
         await_(service.is_ready, "the service is ready", 120, service.told)
         await_(
-            lambda: set(states(service)) == {"finished"} and states(service).total() == JOBS,
+            lambda: set(states(service)) == {"finished"} and states(service).total() == JOBS + 1,
             "every job has finished",
             _PATIENCE_S,
             lambda: f"seed {SEED}, struck {struck}: {states(service)}\n{service.told()}",
@@ -219,9 +265,9 @@ def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(
         await_(lambda: not everything.containers(), "no container is left", 60, service.told)
     finally:
         ended.set()
-    told = f"seed {SEED}, struck {struck}"
+    told = f"seed {SEED}, struck {struck} at steps {reached} of {STEPS}"
     assert [client.failure for client in clients] == [""] * CLIENTS, told
-    answered = {key: ids for client in clients for key, ids in client.ids.items()}
+    answered = {key: ids for client in clients for key, ids in client.ids.items()} | {training.key: {training.id}}
     assert all(len(ids) == 1 for ids in answered.values()), (told, answered)
 
     # By a signal it ends in order, and the record alone, without it, says the same.
@@ -248,13 +294,16 @@ def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(
         assert one["exit_code"] != 0, (told, one)
         assert any(began_s <= one["ended_s"] and one["started_s"] <= ended_s for began_s, ended_s in outages), told
     print(f"{told}: {len(contained)} of {len(attempts)} jobs in containers, {len(lost)} attempts lost with the engine")
-    last = Counter((job, str(own[-1]["number"])) for job, own in attempts.items())
+    # The one that trains keeps no ledger; its own record says what it did.
+    last = Counter((job, str(own[-1]["number"])) for job, own in attempts.items() if job != training.id)
     begun, done = service.noted()
     assert begun - Counter(lost.keys()) == last, told
     assert done - Counter(lost.keys()) == last, told
     for job in contained:
         kept = Path(api.download_artifacts(job, "outputs/ledger", str(tmp_path))).read_text()
         assert kept == (service.folder / "jobs" / job / "outputs" / "ledger").read_text(), told
+    assert checks.tracked(everything.server.uri, STEPS, training.run, LOG_EVERY, "trained") == [], told
+    assert reached[0] < STEPS, told
 
 
 def states(service: TinyService) -> Counter[str]:

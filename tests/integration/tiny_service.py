@@ -3,6 +3,7 @@
     python -m tests.integration.tiny_service SETTINGS PORT LEDGER
 
 Specs are checked, recorded, queued and started as ever, each by a real `service.jobs.runner`; only the command differs.
+A spec of another make than `spec` below, without its variables, is a training and trains.
 """
 
 import http.client
@@ -45,13 +46,15 @@ CONFIG = {
 
 
 class TinyJobs(Local):
-    """The local backend; what it starts has another command than was ordered."""
+    """The local backend; what it starts of `spec` has another command than was ordered."""
 
     def __init__(self, settings: ServiceSettings, ledger: Path) -> None:
         super().__init__(settings)
         self._ledger = ledger
 
     def start(self, order: Order) -> Handle:
+        if "TINY_LINES" not in order.job.spec.environment:
+            return super().start(order)
         line = [sys.executable, "-I", "-S", str(PROGRAM), str(self._ledger)]
         return super().start(replace(order, command=tuple(line)))
 

@@ -128,26 +128,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def tracked(database: str, total: int, run: Path, every: int) -> list[str]:
+def tracked(database: str, total: int, run: Path, every: int, name: str | None = None) -> list[str]:
     """That the tracking server has the job as one finished run with its whole record and one registered model.
 
     Args:
         every: steps from one record to the next.
+        name: of the run; None: as its folder.
     """
     import mlflow
 
     api = mlflow.MlflowClient(database)
     own = json.loads((run / "run.json").read_text())["run_id"]
     experiment = api.get_run(own).info.experiment_id
-    named = api.search_runs([experiment], f"attributes.run_name = '{run.name}'")
-    found = [] if len(named) == 1 else [f"{len(named)} runs are called {run.name}"]
+    name = name or run.name
+    named = api.search_runs([experiment], f"attributes.run_name = '{name}'")
+    found = [] if len(named) == 1 else [f"{len(named)} runs are called {name}"]
     status = api.get_run(own).info.status
     if status != "FINISHED":
         found.append(f"the run is {status}")
     lines = read_lines(run / "metrics.jsonl")
     found += steps(lines, total, every)
-    names = sorted(api.get_run(own).data.metrics)
-    history = ((name, [Point(p.step, p.value) for p in api.get_metric_history(own, name)]) for name in names)
+    keys = sorted(api.get_run(own).data.metrics)
+    history = ((key, [Point(p.step, p.value) for p in api.get_metric_history(own, key)]) for key in keys)
     found += record(history, lines)
     versions = api.search_model_versions(f"run_id = '{own}'")
     if len(versions) != 1:
