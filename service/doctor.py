@@ -41,13 +41,15 @@ for index in range(torch.cuda.device_count()):
 """
 
 _COLLECTIVES = """
-import torch, torch.distributed as dist
+import os, torch, torch.distributed as dist
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 tensor = torch.ones(3)
 dist.all_reduce(tensor)
 assert tensor.sum() == 3
 nccl = dist.is_nccl_available()
-print("gloo works" + (", NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if nccl else ", no NCCL"))
+print("gloo works" + (", NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if nccl else ", no NCCL"), flush=True)
+# The interpreter's end may abort (service.training.distributed.leave).
+os._exit(0)
 """
 
 _PIPELINE = """

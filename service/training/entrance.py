@@ -1,6 +1,5 @@
 """How a worker process begins and ends, whatever it does: its configuration, its log, and the word on why it failed."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -57,14 +56,7 @@ def enter(
             # Without `lorot train`, which says what is in the folder, nobody else would.
             terminal.write(f"error: {said}\n")
         code = reason.exit_code if isinstance(reason, LorotError | Stopped) else 1
-    # After an error other workers may wait for this one for ever, and a clean shutdown would wait for them. After
-    # success all is written and registered, and the interpreter's end could only spoil it: a native thread of a library
-    # that still wants Python then aborts the process.
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr, terminal):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)
+    return distributed.leave(code, terminal)
 
 
 def note_meeting(folder: RunFolder) -> None:

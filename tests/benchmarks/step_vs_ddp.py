@@ -79,3 +79,4 @@ def _ddp(job: JobConfig, batch: Batch, world: World) -> Callable[[], None]:
 
 if __name__ == "__main__":
     main()
+    distributed.leave()

@@ -99,3 +99,4 @@ def measure(given: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     main()
+    distributed.leave()

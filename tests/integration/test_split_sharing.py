@@ -27,7 +27,7 @@ listing.files = lambda *given: (looked.append(1), files(*given))[1]
 world = distributed.connect("cpu")
 train_set, eval_set = feeding.open_splits(config.load("job.yaml", []), world)
 print(json.dumps([world.rank, bool(looked), str(train_set.path), len(train_set), train_set.read(0).hex()]))
-distributed.disconnect()
+distributed.leave()
 """
 
 

@@ -55,7 +55,7 @@ with Watchdog(folder, world, timeout_s) as dog:
         batches = dog.through(iter(loader), "waiting", "evaluating")
         found = task.evaluate(network, batches, lambda: False, dog.together)
 print(json.dumps(found), flush=True)
-distributed.disconnect()
+distributed.leave()
 """
 
 

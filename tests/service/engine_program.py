@@ -190,6 +190,7 @@ def main() -> None:
         (folder / "result.json").write_text(json.dumps(result))
     distributed.barrier()
     distributed.disconnect()
+    distributed.leave()
 
 
 if __name__ == "__main__":

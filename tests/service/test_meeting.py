@@ -193,6 +193,7 @@ told = {
     "failed": outcome(fail),
 }
 print(json.dumps(told))
+distributed.leave()
 """
 
 
