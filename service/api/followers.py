@@ -85,8 +85,8 @@ class Followers:
         while not self._closed:
             job = await self._run(lambda: self._desk.get(job_id))
             # Of a job that has not begun, nothing is left out.
-            number = number or max(1, _newest(job))
-            if number > _newest(job):
+            number = number or max(1, job.newest)
+            if number > job.newest:
                 if job.has_ended:
                     yield _end(job, None)
                     return
@@ -113,7 +113,7 @@ class Followers:
                 yield sse.json_event({"message": problem}, name="problem")
                 return
             job = await self._run(lambda: self._desk.get(job_id))
-            if pinned or (job.has_ended and _newest(job) == number):
+            if pinned or (job.has_ended and job.newest == number):
                 yield _end(job, _attempt(job, number))
                 return
             number, offset, tail, name = number + 1, None, None, ""
@@ -231,11 +231,7 @@ def _has_failed(log: GrowingLog) -> bool:
 
 def _has_ended(job: Job, number: int) -> bool:
     attempt = _attempt(job, number)
-    return job.has_ended or _newest(job) > number or attempt is None or attempt.ended_s > 0
-
-
-def _newest(job: Job) -> int:
-    return job.attempt.number if job.attempt is not None else 0
+    return job.has_ended or job.newest > number or attempt is None or attempt.ended_s > 0
 
 
 def _attempt(job: Job, number: int) -> Attempt | None:

@@ -85,11 +85,11 @@ class Serverless:
         job_id = self._desk.get(job_id).id
         more = self._move_on if follow else None
         yield from self._desk.logs(job_id, attempt=attempt, node=node, tail=tail, follow=more)
-        number = _newest(self._desk.get(job_id))
+        number = self._desk.get(job_id).newest
         while follow and attempt is None:
             self._move_on()
             job = self._desk.get(job_id)
-            if _newest(job) > number:
+            if job.newest > number:
                 number += 1
                 yield from self._desk.logs(job_id, attempt=number, node=node, follow=more)
             elif job.has_ended:
@@ -118,8 +118,3 @@ class Serverless:
         url = server_note.read(self._desk.settings)
         advice = f"send this to it with --server {url}" if url else "send this to it with --server URL"
         raise TakenError(f"{self._taken}; {advice}")
-
-
-def _newest(job: Job) -> int:
-    """The number of its newest attempt; 0 before the first."""
-    return job.attempt.number if job.attempt else 0

@@ -100,9 +100,8 @@ async def events(request: Request, who: Reader, last_event_id: LastEventId = Non
 
 
 def _check_place(job: Job, attempt: int | None, node: int) -> None:
-    newest = job.attempt.number if job.attempt is not None else 0
-    if attempt is not None and attempt > newest + 1:
-        raise UnknownJobError(f"job {job.id} has no attempt {attempt}; its newest is {newest or 'still to come'}")
+    if attempt is not None and attempt > job.newest + 1:
+        raise UnknownJobError(f"job {job.id} has no attempt {attempt}; its newest is {job.newest or 'still to come'}")
     if node >= job.spec.most_nodes:
         raise UnknownJobError(f"job {job.id} has {job.spec.most_nodes} nodes, counted from 0, and no node {node}")
 

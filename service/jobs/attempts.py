@@ -73,7 +73,7 @@ class Attempts:
         except ConfigError as error:
             self._say(job_id, str(error))
             return
-        number = 1 + (job.attempt.number if job.attempt else 0)
+        number = 1 + job.newest
         handle = {_GPUS: list(gpus)} if gpus else {}
         attempt = Attempt(number, f"lorot-{job.id[:12]}-{number}", handle)
 

@@ -96,6 +96,11 @@ class Job:
         return self.state in ENDED
 
     @property
+    def newest(self) -> int:
+        """The number of the newest attempt; 0 before the first."""
+        return self.attempt.number if self.attempt else 0
+
+    @property
     def attempt(self) -> Attempt | None:
         """The newest."""
         return self.attempts[-1] if self.attempts else None

@@ -245,7 +245,8 @@ def failure(
     if reported is not None and reported.exit_code == REQUEUE and not {*STOPPED, *_CAUSED}.issuperset(first):
         # Only because torchrun asked it to stop, after another had failed without a word.
         reported = None
-    frozen = still.explain(account.failed[-1].pid if account.failed else lost[0].pid if lost else 0) if still else ""
+    blamed = [end.pid for end in account.failed[-1:]] or [death.pid for death in lost[:1]]
+    frozen = still.explain(blamed[0]) if still is not None and blamed else ""
     if complaint := account.complaint():
         if frozen:
             complaint = f"{frozen}; {complaint}"

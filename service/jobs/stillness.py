@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 
 import psutil
 
+from service.jobs.process_family import kill_family
 from service.run_folder import RunFolder
 
 # How often workers are looked at; more often where less time is allowed.
@@ -120,14 +121,6 @@ class Patience:
         self._looked_s = now_s
         self._seen_s = {one: self._seen_s[one] + past_s if one in self._seen_s else 0.0 for one in seen}
         return bool(self._seen_s) and min(self._seen_s.values()) >= self._limit_s
-
-
-def kill_family(process: psutil.Process) -> None:
-    """SIGKILL to a process and all of its children, theirs first."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for member in [*process.children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
 
 
 def _is_stopped(worker: psutil.Process) -> bool:

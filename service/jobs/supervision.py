@@ -12,7 +12,8 @@ from typing import IO
 
 import psutil
 
-from service.jobs.stillness import Stillness, kill_family
+from service.jobs.process_family import signal_family
+from service.jobs.stillness import Stillness
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # What this process takes for itself of the time that a signal leaves: whoever sent it may kill at its end.
@@ -112,10 +113,6 @@ def _await(child: subprocess.Popen[bytes], over: Callable[[], bool] | None, sign
 
 
 def _stop(pid: int, number: int) -> None:
-    """Send torchrun a signal, which it passes on; SIGKILL, which it cannot pass on, goes to its workers as well."""
+    """Send torchrun and its workers a signal."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        launcher = psutil.Process(pid)
-        if number == signal.SIGKILL:
-            kill_family(launcher)
-        else:
-            launcher.send_signal(number)
+        signal_family(psutil.Process(pid), number)

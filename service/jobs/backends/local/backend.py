@@ -31,6 +31,7 @@ from service.errors import BackendError, ConfigError
 from service.jobs import log_file, memory_group, orders, runner
 from service.jobs.backends import Handle, Order, Status
 from service.jobs.job import Job
+from service.jobs.process_family import signal_family
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import num_bytes
 
@@ -202,7 +203,7 @@ class Local:
         command = _process(begun.get("command"))
         is_late = time.time() > float(asked.get("asked_s", 0.0)) + float(asked.get("grace_s", grace_s)) + _SLACK_S
         if command is not None:
-            _signal(command, signal.SIGKILL if is_late else signal.SIGTERM)
+            signal_family(command, signal.SIGKILL if is_late else signal.SIGTERM)
 
     def remove(self, name: str, handle: Handle) -> None:
         """Let go of the group of processes that a killed runner has left; an attempt's files stay."""
@@ -275,11 +276,3 @@ def _process(told: Any) -> psutil.Process | None:
         if is_same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    """SIGTERM to the command, which passes it on; SIGKILL to all below it as well."""
-    family = [*process.children(recursive=True), process] if number == signal.SIGKILL else [process]
-    for one in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.send_signal(number)
