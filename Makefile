@@ -72,8 +72,8 @@ bench-data: setup ## loaders side by side in one run: three quarters of an hour;
 	$(BIN)/python -m tests.benchmarks.data
 
 soak: setup ## half an hour of training under a random schedule of faults, and what it lost; needs root
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
-	LOROT_ROUNDS=20 $(PYTEST) -m integration tests/integration/test_exact_resume.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)); \
+	soaked=$$?; LOROT_ROUNDS=20 $(PYTEST) -m integration tests/integration/test_exact_resume.py && [ $$soaked = 0 ]
 
 variants: setup ## the paper's variants on Fashion-MNIST, three seeds each: a quarter of an hour (Debian: dataset-fashion-mnist)
 	$(BIN)/python -m tests.benchmarks.variants

@@ -92,7 +92,7 @@ def soak(made: Cluster, chosen: list[Fault], minutes: float, seed: int) -> int:
     attempts = made.steps_begun()
     print(f"steps made again: {attempts - total} of {total}")
     print(f"time: {spent / 60:.1f} minutes, {spent * steps_per_s / total:.2f} of what an undisturbed run takes")
-    complaints = lost(made, total)
+    complaints = lost(made, total) + checks.ends(ends)
     # A fault that nothing was tried with proves nothing.
     complaints += [f"{name}: was never injected; run it for longer" for name, times in felt.items() if not times]
     for complaint in complaints:

@@ -2,12 +2,17 @@
 
 import json
 import math
+import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from service.errors import EXIT_CODES
 from tests.integration.small_job import MEASURED
+
+# What launchers are asked to stop by.
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Point(NamedTuple):
@@ -79,6 +84,17 @@ def steps(lines: Sequence[dict[str, Any]], total: int, every: int) -> list[str]:
     had = [line["step"] for line in lines if "train/loss" in line]
     wanted = [*range(every, total, every), total]
     return [] if had == wanted else [f"training figures of steps {sorted(set(had) ^ set(wanted))[:5]} lost or repeated"]
+
+
+def ends(counts: Mapping[int, int]) -> list[str]:
+    """That launchers ended as they can explain, or by a signal that they were sent before they listened to it.
+
+    Args:
+        counts: how often, by exit code; the negative number of a signal.
+    """
+    told = {*EXIT_CODES} - {1} | {-number for number in (signal.SIGKILL, *STOPS)}
+    strange = {code: count for code, count in sorted(counts.items()) if code not in told}
+    return [f"launchers ended with exit code {code}, {count} times" for code, count in strange.items()]
 
 
 def left_out(run: Path, expected: Iterable[str]) -> list[str]:

@@ -137,11 +137,13 @@ class Cluster:
         return f"sqlite:///{self.folder / 'server.db'}"
 
     def start_server(self) -> None:
-        """Start the tracking server at its address, which is always the same."""
+        """Start the tracking server at its address, which is always the same, in the place of what is there."""
+        self.kill_server()
         self._servers = [self._start_server(self.hub.address, PORT)]
 
     def start_failing_server(self) -> None:
-        """Start one at the same address that answers all requests with errors of servers."""
+        """Start one at the same address that answers all requests with errors of servers, in its place."""
+        self.kill_server()
         self._servers = [self._start_proxy("0", "0", "--status", "500", "503", "429")]
 
     def slow_server_down(self, delay_s: float) -> None:
@@ -149,15 +151,20 @@ class Cluster:
         hidden = self._start_server("127.0.0.1", _HIDDEN_PORT)
         ask = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{_HIDDEN_PORT}/health', timeout=5)"
         await_(lambda: self.hub.start("-c", ask).wait() == 0, "a second server answers", 120, self.told)
-        self.signal_server(signal.SIGKILL)
+        self.kill_server()
         self._servers = [hidden, self._start_proxy(str(_HIDDEN_PORT), str(delay_s))]
 
     def signal_server(self, number: int) -> None:
         """Send all of the tracking server's processes a signal."""
         for server in self._servers:
             os.killpg(server.pid, number)
-            if number == signal.SIGKILL:
-                server.wait()
+
+    def kill_server(self) -> None:
+        """End what is at its address, if anything is."""
+        self.signal_server(signal.SIGKILL)
+        for server in self._servers:
+            server.wait()
+        self._servers = []
 
     def _start_server(self, host: str, port: int) -> subprocess.Popen[str]:
         line = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
@@ -303,6 +310,9 @@ class Cluster:
             return
         if job is not None:
             self.ends[job.returncode] += 1
+            if checks.ends({job.returncode: 1}):
+                said = machine.said.read_text(errors="replace")[-3000:]
+                print(f"a launcher on {machine.address} has ended with {job.returncode}:\n{said}", flush=True)
             del self._jobs[machine.address]
         if self.has_ended() or machine.address in self._held or self._closed.is_set():
             return

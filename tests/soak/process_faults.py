@@ -9,12 +9,11 @@ from random import Random
 
 from service.errors import TakenError
 from tests.integration.processes import await_, family
+from tests.soak import checks
 from tests.soak.cluster import Cluster
 
 # Under nohup SIGHUP is ignored, and `lorot train` leaves it so.
-STOPS = tuple(
-    number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
-)
+STOPS = tuple(number for number in checks.STOPS if signal.getsignal(number) != signal.SIG_IGN)
 
 
 def lose_machine(made: Cluster, dice: Random) -> str:

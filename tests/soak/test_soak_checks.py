@@ -86,6 +86,14 @@ def test_images_that_are_named_wrongly_or_not_at_all_as_left_out_are_found(tmp_p
     assert "training were left out" in checks.left_out(tmp_path, ["7.jpg"])[0]
 
 
+def test_a_launcher_that_ended_by_what_it_does_not_know_or_by_nobodys_signal_is_found():
+    assert checks.ends({0: 1, -9: 8, -15: 1, 2: 3, 3: 13, 4: 2, 7: 11, 8: 5, 75: 11}) == []
+    assert checks.ends({-11: 1, 0: 1, 1: 2}) == [
+        "launchers ended with exit code -11, 1 times",
+        "launchers ended with exit code 1, 2 times",
+    ]
+
+
 LOSSES = [{"step": 60, "samples": [3, 1]}, {"step": 90, "samples": [7, 2]}, {"step": 60, "samples": [5, 8]}]
 SUMMARY = {
     "skipped_steps": [60, 90],
