@@ -15,8 +15,8 @@ SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of several machines, of engines and of time limits: one after the other, since two of them would be too many
 # workers and engines at once. The others run beside them.
-ALONE := $(patsubst %,tests/integration/test_%.py,nodes hangs preemption exact_resume docker_jobs docker_training images \
-  compose every_door service_kills)
+ALONE := $(patsubst %,tests/integration/test_%.py,nodes hangs preemption exact_resume docker_jobs docker_training \
+  detector_jobs images compose every_door service_kills)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint test-integration bench bench-training bench-service bench-data soak variants clean

@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -69,7 +70,9 @@ class Engine:
     @property
     def gateway(self) -> str:
         """This machine's address as containers reach it."""
-        return str(self.client.api.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"])
+        # The engine itself does not tell it of a bridge that it has only now made.
+        bridge = self.client.api.inspect_network("bridge")["Options"]["com.docker.network.bridge.name"]
+        return next(one.address for one in psutil.net_if_addrs()[bridge] if one.family == socket.AF_INET)
 
     def start(self, *options: str) -> None:
         """Start it, with these options in the place of live-restore; returns when it answers."""
@@ -132,7 +135,9 @@ class Engine:
         """The image that jobs run in."""
         self.load_base()
         script = f'#!/bin/sh\nPYTHONPATH={ROOT} PYTHONUNBUFFERED=1 exec {sys.executable} -m service.cli "$@"\n'
-        recipe = f"FROM {BASE}\nCOPY lorot /usr/local/bin/lorot\nENV PATH={Path(sys.executable).parent}:$PATH\n"
+        # Beside the interpreter lies a `lorot` too, which may be another checkout's.
+        path = f"/usr/local/bin:{Path(sys.executable).parent}:$PATH"
+        recipe = f"FROM {BASE}\nCOPY lorot /usr/local/bin/lorot\nENV PATH={path}\n"
         self.build(WORKER, {"Dockerfile": recipe.encode(), "lorot": script.encode()})
         return WORKER
 

@@ -1,4 +1,4 @@
-"""A real `mlflow server` on SQLite or on PostgreSQL, that can be killed and started again at the same address."""
+"""A real `mlflow server` on SQLite or on PostgreSQL. Both can be killed, and started again at the same address."""
 
 import contextlib
 import os
@@ -11,15 +11,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+import psycopg2
 import pytest
 
 from service import store
 from service.errors import TrackingError
 from tests.integration import debian
 from tests.integration.debian import RefusedError
+from tests.integration.processes import await_, lives
 
 
 class PostgreSQL:
@@ -34,17 +37,53 @@ class PostgreSQL:
         self.port = free_port()
         data = self._folder / "data"
         self._run("initdb", "-D", str(data), "-U", "lorot", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        self.start()
+
+    def start(self) -> None:
+        """On what it left; returns when it answers."""
         options = f"-F -p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder}"
-        self._run("pg_ctl", "-D", str(data), "-l", str(self._folder / "log"), "-w", "-o", options, "start")
+        data, log = str(self._folder / "data"), self._folder / "log"
+        try:
+            self._run("pg_ctl", "-D", data, "-l", str(log), "-w", "-o", options, "start")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{log.read_text()[-2000:]}") from None
+
+    def kill(self) -> None:
+        """All of its processes at once."""
+        note = self._folder / "data" / "postmaster.pid"
+        first = psutil.Process(int(note.read_text().split()[0]))
+        # Lest it bears another one that nobody has counted.
+        first.suspend()
+        family = [first, *first.children(recursive=True)]
+        for process in family:
+            process.kill()
+        await_(lambda: not any(map(lives, family)), "PostgreSQL is dead", 20)
+        # Its number may be a dead process's for ever where nobody looks after orphans.
+        for left in (note, self._folder / f".s.PGSQL.{self.port}.lock"):
+            left.unlink(missing_ok=True)
 
     def database(self, name: str) -> str:
         """The address of a new database."""
         self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "lorot", name)
         return f"postgresql+psycopg2://lorot@127.0.0.1:{self.port}/{name}"
 
+    @contextlib.contextmanager
+    def holding(self, database: str, table: str) -> Iterator[Callable[[], bool]]:
+        """Whoever writes to the table waits, until the block or the cluster has ended; yields whether anybody does."""
+        place = {"host": "127.0.0.1", "port": self.port, "user": "lorot", "dbname": database}
+        with contextlib.closing(psycopg2.connect(**place)) as connection, connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+
+            def is_awaited() -> bool:
+                cursor.execute("SELECT FROM pg_locks WHERE relation = %s::regclass AND NOT granted", (table,))
+                return cursor.rowcount > 0
+
+            yield is_awaited
+
     def stop(self) -> None:
         """End the cluster and remove it."""
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
+        if (self._folder / "data" / "postmaster.pid").exists():
+            self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:

@@ -160,6 +160,11 @@ def draw_demo(root: Path) -> None:
     options = ("train_count=64", "val_count=16", "size=40")
     drawn = lorot(root.parent, "data", "demo", "--root", str(root), *options)
     assert drawn.returncode == 0, drawn.stderr
+    let_all_read(root)
+
+
+def let_all_read(root: Path) -> None:
+    """A data set, and the data root that it lies in."""
     for place in (root.parent, root, *root.rglob("*")):
         place.chmod(0o755 if place.is_dir() else 0o644)
 

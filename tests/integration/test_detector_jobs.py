@@ -1,7 +1,8 @@
 """`lorot detect` and `lorot segment` as jobs of the service: to their scores, at the version that they are about."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import yaml
 from pipelines.drawing import coco_export
 from service import registry, store, tracking
 from service.config import TrackingConfig
+from tests.integration import docker_service
+from tests.integration import engine as engines
 from tests.integration.processes import await_
-from tests.integration.service_process import Service, lorot
+from tests.integration.service_process import Service, let_all_read, lorot
 from tests.integration.small_detectors import RETINANET, SOLOV2
 from tests.service import small_model
 
@@ -36,30 +39,52 @@ DETECT = f"job: detect\n{RETINANET}"
 SEGMENT = f"job: segment\n{SOLOV2}"
 
 
+# What a spec says of where it runs.
+PLACES: Mapping[str, dict[str, Any]] = {
+    "local": {},
+    "docker": {"backend": "docker", "nodes": "2", "mounts": engines.mounts(), "resources": docker_service.LIMITS},
+}
+# What the backend has no part in is tested with one.
+local = pytest.mark.parametrize("backend", ["local"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One that runs, with drawn scenes, and a small classifier that is registered as models:/small@best."""
-    folder = tmp_path_factory.mktemp("detectors")
-    made = Service(folder, cpus=2, gpus=0, limits={"requests_per_minute": 10**6})
-    scenes = coco_export.Scenes(train_count=12, val_count=4, size=96, classes=3, most=3)
-    coco_export.export(folder / "data" / "scenes", scenes)
-    tracked = TrackingConfig(uri=made.uri, system_metrics=False)
-    run = tracking.open_run(tracked, name="small", folder=folder / "small")
-    run.finish()
-    model = small_model.written(folder / "small" / "model")
-    registry.register(model, name="small", run_id=run.run_id, metric="val/top1", tracking_uri=made.uri)
-    try:
+def service(
+    backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """With this backend, drawn scenes, and a small classifier that is registered as models:/small@best."""
+    folder = tmp_path_factory.mktemp(backend)
+    with contextlib.ExitStack() as ending:
+        if backend == "docker":
+            made = ending.enter_context(docker_service.prepared(request.getfixturevalue("engine"), folder))
+        else:
+            made = Service(folder, cpus=2, gpus=0, limits={"requests_per_minute": 10**6})
+            ending.callback(made.close)
+        scenes = coco_export.Scenes(train_count=12, val_count=4, size=96, classes=3, most=3)
+        coco_export.export(folder / "data" / "scenes", scenes)
+        let_all_read(folder / "data" / "scenes")
+        tracked = TrackingConfig(uri=made.uri, system_metrics=False)
+        run = tracking.open_run(tracked, name="small", folder=folder / "small")
+        run.finish()
+        model = small_model.written(folder / "small" / "model")
+        registry.register(model, name="small", run_id=run.run_id, metric="val/top1", tracking_uri=made.uri)
         made.start()
         yield made
-    finally:
-        made.close()
 
 
-def detection(service: Service, model: str = "models:/small@best") -> dict[str, Any]:
+def detection(service: Service, backend: str, model: str = "models:/small@best") -> dict[str, Any]:
     config = yaml.safe_load(COMMON.format(root=service.folder, steps=STEPS) + DETECT)
     # With a key, so that a request that is sent again makes no second job.
     key = model.replace(":", "").replace("/", "-").replace("@", "-")
-    return {"spec": {"kind": "detect", "name": "boxes", "model": model, "config": config}, "key": key}
+    return {
+        "spec": {"kind": "detect", "name": "boxes", "model": model, "config": config, **PLACES[backend]},
+        "key": key,
+    }
 
 
 def shown(service: Service, job: str) -> dict[str, Any]:
@@ -81,8 +106,10 @@ def await_end(service: Service, job: str) -> dict[str, Any]:
     return shown(service, job)
 
 
-def test_a_detector_is_cancelled_resumed_and_scored_at_the_version_that_it_is_about(service: Service) -> None:
-    job = service.ask("POST", "/v1/jobs", detection(service))["id"]
+def test_a_detector_is_cancelled_resumed_and_scored_at_the_version_that_it_is_about(
+    service: Service, backend: str
+) -> None:
+    job = service.ask("POST", "/v1/jobs", detection(service, backend))["id"]
     checkpoints = service.folder / "jobs" / job / "run" / "checkpoints"
     await_(lambda: any(checkpoints.glob("step-*[0-9]")), "a checkpoint", 120, lambda: log(service, job, 1))
     service.ask("POST", f"/v1/jobs/{job}/cancel")
@@ -124,6 +151,7 @@ def test_a_detector_is_cancelled_resumed_and_scored_at_the_version_that_it_is_ab
     assert {"job.yaml", "config.yaml", "detect.json"} <= files
 
 
+@local
 def test_masks_are_handed_in_by_the_command_and_waited_for(service: Service) -> None:
     file = service.folder / "masks.yaml"
     file.write_text(COMMON.format(root=service.folder, steps=4) + SEGMENT)
@@ -138,8 +166,9 @@ def test_masks_are_handed_in_by_the_command_and_waited_for(service: Service) -> 
     assert 0 <= float(tags["downstream.segment.AP"]) <= 1
 
 
+@local
 def test_a_model_that_is_not_there_ends_the_job_at_once_with_those_that_are(service: Service) -> None:
-    job = service.ask("POST", "/v1/jobs", detection(service, "models:/small@bset"))["id"]
+    job = service.ask("POST", "/v1/jobs", detection(service, "local", "models:/small@bset"))["id"]
     failed = await_end(service, job)
     assert failed["state"] == "failed"
     assert [attempt["exit_code"] for attempt in failed["attempts"]] == [5]

@@ -1,6 +1,5 @@
-"""Training in containers of a real Docker engine: one node, two that meet, and the whole way from a submission."""
+"""Two nodes train in containers of a real Docker engine, from a submission on, whatever is lost or killed."""
 
-import json
 import re
 import secrets
 import subprocess
@@ -23,13 +22,14 @@ from tests.integration import engine as engines
 from tests.integration import sample_logs
 from tests.integration.engine import Engine
 from tests.integration.processes import await_
-from tests.integration.record_server import Server
+from tests.integration.record_server import PostgreSQL, Server
 from tests.integration.service_process import draw_demo
 from tests.soak import checks
 
 pytestmark = pytest.mark.integration
 
-STEPS = 24
+# Of a training that comes to its end: many more than it makes until its record has been killed.
+STEPS, LOG_EVERY = 800, 4
 # Of the demo set, and of a step.
 SAMPLES, BATCH = 64, 16
 
@@ -59,17 +59,10 @@ def settings(engine: Engine, record: str, data: Path, tmp_path: Path) -> Service
     return made.model_copy(update={"data_roots": (data,), "tracking_uri": record})
 
 
-def steps_done(folder: Path) -> int:
-    """By the last line of its metrics; 0 unless it reached its end."""
-    if not (folder / "run/summary.json").exists():
-        return 0
-    return int(json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])["step"])
-
-
 def config(data: Path, **changed: Any) -> dict[str, Any]:
     return {
-        "duration": f"{STEPS} steps",
-        "evaluate_every": f"{STEPS} steps",
+        "duration": "1000 epochs",
+        "evaluate_every": "1000 epochs",
         "global_batch": BATCH,
         "micro_batch": 8,
         "device": "cpu",
@@ -82,7 +75,8 @@ def config(data: Path, **changed: Any) -> dict[str, Any]:
         },
         "model": {"name": "resnet_small", "width": 8},
         "checkpoint": {"every": "8 steps"},
-        "tracking": {"log_every": "4 steps", "system_metrics": False},
+        "log_samples": True,
+        "tracking": {"log_every": f"{LOG_EVERY} steps", "system_metrics": False},
         "registry": {"name": "docker-small"},
         **changed,
     }
@@ -112,8 +106,7 @@ def test_two_nodes_train_lose_one_go_on_and_when_all_are_lost_the_next_attempt_g
     controller = Controller(desk)
     controller.start()
     try:
-        long = config(data, duration="1000 epochs", evaluate_every="1000 epochs", log_samples=True)
-        job, _ = desk.submit(JobSpec.model_validate(spec(data, nodes="1:2", config=long, retries=1)))
+        job, _ = desk.submit(JobSpec.model_validate(spec(data, nodes="1:2", retries=1)))
         run = settings.results / job.id / "run"
 
         def log() -> str:
@@ -178,37 +171,78 @@ def remove_all(api: Any, network: str) -> None:
     api.remove_network(network)
 
 
-def test_a_submitted_job_ends_as_a_registered_model(record: str, data: Path, settings: ServiceSettings) -> None:
-    desk = Desk(settings)
+@pytest.fixture
+def postgresql() -> Iterator[PostgreSQL]:
+    made = PostgreSQL()
+    yield made
+    made.stop()
+
+
+def test_two_nodes_become_one_registered_model_whenever_the_record_is_killed_under_them(
+    engine: Engine, postgresql: PostgreSQL, data: Path, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    server = Server(tmp_path, postgresql.database("record"), host=engine.gateway)
+    server.start()
+    desk = Desk(settings.model_copy(update={"tracking_uri": server.uri}))
     controller = Controller(desk)
     controller.start()
     try:
-        job, is_new = desk.submit(JobSpec.model_validate(spec(data)))
-        assert is_new
+        short = config(data, duration=f"{STEPS} steps", evaluate_every=f"{STEPS} steps")
+        job, _ = desk.submit(JobSpec.model_validate(spec(data, nodes="2", config=short)))
+        folder = settings.results / job.id
+        run = folder / "run"
 
         def told() -> str:
-            now = desk.get(job.id)
-            return f"{now}\n{controller.problems}\n" + b"".join(desk.logs(job.id)).decode()[-4000:]
+            logs = [path.read_text(errors="replace")[-2500:] for path in sorted(folder.rglob("*log*.txt"))]
+            return "\n---\n".join([f"{desk.get(job.id)}\n{controller.problems}", *logs])
 
-        await_(lambda: desk.get(job.id).has_ended, "the job ends", 480, told)
+        def steps() -> int:
+            return min(len(sample_logs.lines_of(run, rank)) for rank in (0, 1))
+
+        def await_steps(num: int, what: str) -> None:
+            before = steps()
+            await_(lambda: steps() >= before + num, what, 300, told)
+
+        def start_and_kill_both_while_it_writes(table: str, what: str) -> None:
+            postgresql.start()
+            with postgresql.holding("record", table) as is_awaited:
+                server.start()
+                await_(is_awaited, what, 300, told)
+                postgresql.kill()
+                server.kill()
+
+        await_steps(8, "both nodes train")
+        postgresql.kill()
+        await_steps(8, "they go on without PostgreSQL")
+        server.kill()
+        await_steps(8, "they go on without MLflow and PostgreSQL")
+        assert steps() < STEPS
+        start_and_kill_both_while_it_writes("metrics", "what was recorded meanwhile is sent")
+        start_and_kill_both_while_it_writes("model_versions", "the model is registered")
+        # The version is there by then, and nobody has been told of it.
+        start_and_kill_both_while_it_writes("registered_model_aliases", "the version becomes the best one")
+        postgresql.start()
+        server.start()
+
+        await_(lambda: desk.get(job.id).has_ended, "the job ends", 300, told)
         ended = desk.get(job.id)
-        assert (ended.state, ended.reason) == ("finished", ""), told()
+        assert (ended.state, ended.reason, ended.failures) == ("finished", "", 0), told()
         (attempt,) = ended.attempts
         assert attempt.exit_code == 0
         assert attempt.image_digest.startswith("sha256:")
-        client = store.client(record)
-        assert client.get_run(job.id).info.status == "FINISHED"
-        versions = client.search_model_versions("name='docker-small'")
-        assert job.id in {version.run_id for version in versions}
-        folder = settings.results / job.id
-        assert steps_done(folder) == STEPS
-        assert (folder / "run").stat().st_uid == 1000
+        (whole,) = sample_logs.attempts(run)
+        assert (whole.first, whole.last) == (1, STEPS)
+        assert checks.samples(sample_logs.order(run), SAMPLES, BATCH) == []
+        assert checks.tracked(server.uri, STEPS, run, LOG_EVERY, "tiny") == []
+        assert store.client(server.uri).get_model_version_by_alias("docker-small", "best").run_id == job.id
+        assert run.stat().st_uid == 1000
         assert (folder / "attempts/1/log-node0.txt").is_file()
         # It is cleared away after its end has been recorded.
         docker = desk.backend("docker")
         await_(lambda: attempt.name not in docker.reconcile(), "its container is removed", 60, told)
     finally:
         controller.stop()
+        server.kill()
 
 
 class Service:
@@ -240,9 +274,8 @@ def test_two_nodes_outlive_the_engine_and_the_service_and_where_the_engine_takes
 ) -> None:
     if engine.folder is None:
         pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
-    long = config(data, duration="1000 epochs", evaluate_every="1000 epochs", log_samples=True)
     service = Service(settings, tmp_path)
-    job, _ = Desk(settings).submit(JobSpec.model_validate(spec(data, nodes="2", config=long, retries=1, grace_s=30)))
+    job, _ = Desk(settings).submit(JobSpec.model_validate(spec(data, nodes="2", retries=1, grace_s=30)))
     run, api = settings.results / job.id / "run", engine.client.api
 
     def now() -> Job:

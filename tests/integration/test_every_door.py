@@ -16,19 +16,18 @@ import yaml
 from playwright.sync_api import Browser, expect
 
 from service import registry, store
-from tests.integration import composition
+from tests.integration import composition, docker_service
 from tests.integration import engine as engines
 from tests.integration.browser import Watched
+from tests.integration.docker_service import LIMITS
 from tests.integration.engine import Engine
 from tests.integration.processes import await_
-from tests.integration.record_server import Server
 from tests.integration.service_process import CONFIG, Service, draw_demo, lorot
 
 pytestmark = pytest.mark.integration
 
 # One epoch of the 64 pictures.
 STEPS = 8
-_LIMITS = {"memory": "4GiB", "shm": "256MiB"}
 
 
 @dataclass(frozen=True)
@@ -51,39 +50,19 @@ class Place:
 
 PLACES = {
     "local": Place("local"),
-    "docker": Place("docker", "1", _LIMITS, engines.mounts()),
-    "two-nodes": Place("docker", "2", _LIMITS, engines.mounts()),
-    "shipped": Place("docker", "2", _LIMITS, is_shipped=True),
+    "docker": Place("docker", "1", LIMITS, engines.mounts()),
+    "two-nodes": Place("docker", "2", LIMITS, engines.mounts()),
+    "shipped": Place("docker", "2", LIMITS, is_shipped=True),
 }
 
 
 @pytest.fixture(scope="module")
 def service(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """`lorot serve` with both backends, over an MLflow server that containers reach."""
-    folder = tmp_path_factory.mktemp("doors")
-    record = Server(folder, host=engine.gateway)
-    try:
-        record.start()
-        docker = {"enabled": True, "url": engine.url, "image": engines.WORKER}
-        made = Service(
-            folder,
-            tracking_uri=record.uri,
-            mounts=list(engines.mounts()),
-            cpus=2,
-            gpus=0,
-            limits={"requests_per_minute": 10**6},
-            backends={"docker": docker},
-        )
-        draw_demo(folder / "data" / "demo")
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
-            for one in engine.client.api.containers(all=True, filters={"label": "lorot.job"}):
-                engine.client.api.remove_container(one["Id"], force=True)
-    finally:
-        record.kill()
+    """With both backends and drawn pictures."""
+    with docker_service.prepared(engine, tmp_path_factory.mktemp("doors")) as made:
+        draw_demo(made.folder / "data" / "demo")
+        made.start()
+        yield made
 
 
 def configuration(service: Service, model: str) -> str:

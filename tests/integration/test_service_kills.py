@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import pytest
 import yaml
-from processes import await_, lives
+from processes import await_
 from record_server import PostgreSQL, Server, free_port
 
 from service import store
@@ -48,31 +47,6 @@ class Mortal(Protocol):
     def start(self) -> None: ...
 
 
-class MortalPostgreSQL(PostgreSQL):
-    """One that can be killed, all of its processes at once, and started again on what it left."""
-
-    def kill(self) -> None:
-        note = self._folder / "data" / "postmaster.pid"
-        first = psutil.Process(int(note.read_text().split()[0]))
-        # Lest it bears another one that nobody has counted.
-        first.suspend()
-        family = [first, *first.children(recursive=True)]
-        for process in family:
-            process.kill()
-        await_(lambda: not any(map(lives, family)), "PostgreSQL is dead", 20)
-        # Its number may be a dead process's for ever where nobody looks after orphans.
-        for left in (note, self._folder / f".s.PGSQL.{self.port}.lock"):
-            left.unlink(missing_ok=True)
-
-    def start(self) -> None:
-        options = f"-F -p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder}"
-        data, log = str(self._folder / "data"), self._folder / "log"
-        try:
-            self._run("pg_ctl", "-D", data, "-l", str(log), "-w", "-o", options, "start")
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{log.read_text()[-2000:]}") from None
-
-
 class Everything:
     """The service and all that it stands on.
 
@@ -82,7 +56,7 @@ class Everything:
 
     def __init__(self, folder: Path, engine: Engine | None) -> None:
         self.engine = engine
-        self.postgresql = MortalPostgreSQL()
+        self.postgresql = PostgreSQL()
         self.server = Server(folder, self.postgresql.database("killed"))
         self.service = TinyService(folder, free_port())
         # In the order that they are brought back in: MLflow does not start without its database.

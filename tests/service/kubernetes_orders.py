@@ -54,6 +54,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "gang": {"nodes": "4", "resources": {"gpus": 8, "cpus": 64, "memory": "512GB"}},
     "elastic": {"nodes": "2:4", "resources": {"gpus": 1}},
+    "detector": {"kind": "detect", "model": "models:/small@best", "nodes": "2"},
+    "masks on one node": {"kind": "segment", "model": "models:/small/1"},
     "container": CONTAINER,
     "containers that meet": {
         "kind": "container",

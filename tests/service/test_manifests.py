@@ -266,12 +266,22 @@ def test_a_job_sees_its_own_results_and_the_data_read_only(tmp_path: Path) -> No
     assert claims["data"] == {"claimName": "data", "readOnly": True}
 
 
-def test_the_configuration_comes_from_a_config_map_and_the_command_reads_it_there(tmp_path: Path) -> None:
-    found = documents(tmp_path, "one node")
+@pytest.mark.parametrize(
+    ("shape", "begins"),
+    [
+        ("one node", ("train", "/etc/lorot/job.yaml")),
+        ("detector", ("detect", "--model", "models:/small@best", "--config", "/etc/lorot/job.yaml")),
+        ("masks on one node", ("segment", "--model", "models:/small/1", "--config", "/etc/lorot/job.yaml")),
+    ],
+)
+def test_the_configuration_comes_from_a_config_map_and_the_command_reads_it_there(
+    tmp_path: Path, shape: str, begins: tuple[str, ...]
+) -> None:
+    found = documents(tmp_path, shape)
     where = {mount["mountPath"]: mount for mount in main_of(found)["volumeMounts"]}
     volume = next(entry for entry in node_of(found)["volumes"] if entry["name"] == where["/etc/lorot"]["name"])
-    assert volume["configMap"]["name"] == found[-1]["metadata"]["name"]
-    assert main_of(found)["command"][:3] == ["lorot", "train", "/etc/lorot/job.yaml"]
+    assert volume["configMap"]["name"] in {one["metadata"]["name"] for one in found if one["kind"] == "ConfigMap"}
+    assert tuple(main_of(found)["command"][: 1 + len(begins)]) == ("lorot", *begins)
 
 
 def test_a_pod_that_is_made_again_goes_on_with_the_run(tmp_path: Path) -> None:
@@ -366,7 +376,7 @@ def test_parts_are_owned_by_the_attempt_so_that_they_go_with_it(tmp_path: Path) 
         assert reference == {"apiVersion": "batch/v1", "kind": "Job", "name": NAME, "uid": "u-1"}
 
 
-@pytest.mark.parametrize("shape", ["one node", "one node with all there is", "gang", "container"])
+@pytest.mark.parametrize("shape", ["one node", "one node with all there is", "gang", "masks on one node", "container"])
 def test_a_train_job_is_what_kubeflow_takes(tmp_path: Path, shape: str) -> None:
     service = settings(tmp_path, **{**PLACES["full"], "job_secret": None})
     job, *rest = train_job(order(service, **SHAPES[shape]), service.backends.kubernetes, "a: 1\n")
@@ -390,6 +400,8 @@ def test_what_a_train_job_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
         train_job(order(service, **SHAPES["elastic"]), service.backends.kubernetes, "")
     with pytest.raises(ConfigError, match="it can have one node"):
         train_job(order(service, **SHAPES["containers that meet"]), service.backends.kubernetes, "")
+    with pytest.raises(ConfigError, match="kind detect: as a TrainJob it can have one node"):
+        train_job(order(service, **SHAPES["detector"]), service.backends.kubernetes, "")
     with pytest.raises(ConfigError, match="priority: 5 has no place in a TrainJob"):
         train_job(order(service, priority=5), service.backends.kubernetes, "")
 
