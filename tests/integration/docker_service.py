@@ -32,7 +32,6 @@ def prepared(engine: Engine, folder: Path) -> Iterator[Service]:
             yield made
         finally:
             made.close()
-            for one in engine.client.api.containers(all=True, filters={"label": "lorot.job"}):
-                engine.client.api.remove_container(one["Id"], force=True)
+            engine.remove_jobs()
     finally:
         record.kill()

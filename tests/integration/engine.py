@@ -30,6 +30,7 @@ import docker
 from service.jobs.settings import ServiceSettings
 from tests.integration import debian
 from tests.integration.debian import RefusedError
+from tests.integration.processes import await_
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "lorot-test-base"
@@ -120,6 +121,18 @@ class Engine:
         except subprocess.TimeoutExpired:
             self.kill()
         self.process = None
+
+    def jobs(self) -> list[str]:
+        """The containers that there are of jobs."""
+        return [one["Id"] for one in self.client.api.containers(all=True, filters={"label": "lorot.job"})]
+
+    def remove_jobs(self) -> None:
+        """End what is left of jobs."""
+        for container in self.jobs():
+            # A service that was killed may have begun with it.
+            with contextlib.suppress(APIError):
+                self.client.api.remove_container(container, force=True)
+        await_(lambda: not self.jobs(), "no container is left of jobs", 60)
 
     def load_base(self) -> str:
         """The base image: Debian with Python, made once for each engine."""

@@ -31,8 +31,7 @@ USER = (1234, 2345)
 @pytest.fixture(scope="module")
 def engine(engine: Engine) -> Iterator[Engine]:
     yield engine
-    left = engine.client.api.containers(all=True, filters={"label": "lorot.job"})
-    assert left == [], "a test has left containers"
+    assert engine.jobs() == [], "a test has left containers"
 
 
 @pytest.fixture

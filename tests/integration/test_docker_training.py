@@ -161,14 +161,8 @@ def test_two_nodes_train_lose_one_go_on_and_when_all_are_lost_the_next_attempt_g
         await_(lambda: not desk.backend("docker").reconcile(), "its containers are removed", 60, told)
     finally:
         controller.stop()
-        remove_all(api, shared)
-
-
-def remove_all(api: Any, network: str) -> None:
-    """Containers of jobs, and then the network that they were on."""
-    for one in api.containers(all=True, filters={"label": "lorot.job"}):
-        api.remove_container(one["Id"], force=True)
-    api.remove_network(network)
+        engine.remove_jobs()
+        api.remove_network(shared)
 
 
 @pytest.fixture
@@ -239,10 +233,11 @@ def test_two_nodes_become_one_registered_model_whenever_the_record_is_killed_und
         assert (folder / "attempts/1/log-node0.txt").is_file()
         # It is cleared away after its end has been recorded.
         docker = desk.backend("docker")
-        await_(lambda: attempt.name not in docker.reconcile(), "its container is removed", 60, told)
+        await_(lambda: attempt.name not in docker.reconcile(), "its containers are removed", 60, told)
     finally:
         controller.stop()
         server.kill()
+        engine.remove_jobs()
 
 
 class Service:

@@ -95,10 +95,7 @@ class Everything:
 
     def containers(self) -> list[str]:
         """What is left of jobs on the engine."""
-        if self.engine is None:
-            return []
-        found = self.engine.client.api.containers(all=True, filters={"label": "lorot.job"})
-        return [one["Id"] for one in found]
+        return [] if self.engine is None else self.engine.jobs()
 
     def stop(self) -> None:
         self.service.kill()
@@ -107,8 +104,7 @@ class Everything:
         if self.engine is not None:
             if not answers(self.engine.url):
                 self.engine.start()
-            for container in self.containers():
-                self.engine.client.api.remove_container(container, force=True)
+            self.engine.remove_jobs()
 
 
 @pytest.fixture
