@@ -214,7 +214,13 @@ class Cluster:
 
     def settle(self) -> None:
         """Let the tracking server have what still waits for it, as `lorot sync` does for a user."""
-        self.hub.start("-m", "service.cli", "sync", str(self.run)).wait(300)
+        # The server may have been started only now.
+        await_(
+            lambda: self.hub.start("-m", "service.cli", "sync", str(self.run)).wait(300) == 0,
+            "the tracking server has it",
+            120,
+            self.told,
+        )
 
     def is_done(self) -> bool:
         """Whether the job has come to its end, and left its last word."""
