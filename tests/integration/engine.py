@@ -132,7 +132,7 @@ class Engine:
         """The image that jobs run in."""
         self.load_base()
         script = f'#!/bin/sh\nPYTHONPATH={ROOT} PYTHONUNBUFFERED=1 exec {sys.executable} -m service.cli "$@"\n'
-        recipe = f"FROM {BASE}\nCOPY lorot /usr/local/bin/lorot\nENV PATH={Path(sys.executable).parent}:$PATH\n"
+        recipe = f"FROM {BASE}\nCOPY lorot /usr/local/bin/lorot\nENV PATH=/usr/local/bin:{Path(sys.executable).parent}:$PATH\n"
         self.build(WORKER, {"Dockerfile": recipe.encode(), "lorot": script.encode()})
         return WORKER
 
