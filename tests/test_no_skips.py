@@ -1,11 +1,14 @@
 """Where LOROT_NO_SKIPS is set no integration test is left out in silence."""
 
+import shutil
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration import conftest
+from tests.integration import composition, conftest
+from tests.integration.engine import Engine
 
 
 def told(monkeypatch: pytest.MonkeyPatch, switch: str, outcome: Any, reason: str) -> pytest.TestReport:
@@ -28,14 +31,22 @@ def test_what_is_left_out_fails_there_with_its_reason(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("switch", "outcome", "reason"),
-    [
-        ("", "skipped", "Skipped: no Docker engine"),
-        ("1", "passed", ""),
-        ("1", "skipped", "Skipped: LOROT_BUILD_WORKER=1 builds it, of 8 GB; docker/README.md"),
-    ],
+    ("switch", "outcome", "reason"), [("", "skipped", "Skipped: no Docker engine"), ("1", "passed", "")]
 )
-def test_elsewhere_and_what_has_to_be_asked_for_stays_as_it_is(
+def test_elsewhere_and_what_has_run_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch, switch: str, outcome: str, reason: str
 ) -> None:
     assert told(monkeypatch, switch, outcome, reason).outcome == outcome
+
+
+def test_the_workers_image_is_left_out_where_the_disk_has_no_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=composition.WORKER_NEEDS - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    needed = f"{composition.WORKER_NEEDS / 1e9:.0f} are needed"
+    with pytest.raises(pytest.skip.Exception, match=needed):
+        composition.build_worker(Engine("unix:///nowhere", tmp_path))
+    # What is there already takes no more.
+    there = Engine("unix:///nowhere", tmp_path, images={"lorot-built-worker"})
+    assert composition.build_worker(there) == "lorot-built-worker"

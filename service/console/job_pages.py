@@ -187,7 +187,7 @@ def _config(request: Request, desk: Desk, found: Job) -> Mapping[str, Any]:
 
 def run_link(desk: Desk, experiment_id: str, run_id: str) -> str:
     """A run's page in MLflow's own interface; "" where it has none."""
-    uri = store.shown(desk.record.uri)
+    uri = store.shown(desk.settings.browser_tracking_uri or desk.record.uri)
     is_linked = uri.startswith(("http://", "https://")) and experiment_id and run_id
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if is_linked else ""
 

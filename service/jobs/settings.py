@@ -115,6 +115,9 @@ class ServiceSettings(Section):
     worker_tracking_uri: str | None = Field(
         None, description="the same server as containers reach it; default: tracking_uri"
     )
+    browser_tracking_uri: str | None = Field(
+        None, description="the same server as the console's users reach it; default: tracking_uri"
+    )
     experiment: str = Field("lorot", description="of jobs that name none")
     artifact_roots: tuple[str, ...] = Field(
         (),

@@ -222,7 +222,7 @@ def _portable(settings: ServiceSettings) -> Mapping[str, Any]:
     for name in ("data_roots", "mounts"):
         content[name] = [str(path.resolve()) for path in getattr(settings, name)]
     content["artifact_roots"] = list(artifact_places.absolute(settings.artifact_roots))
-    for name in ("tracking_uri", "worker_tracking_uri"):
+    for name in ("tracking_uri", "worker_tracking_uri", "browser_tracking_uri"):
         uri = getattr(settings, name)
         if uri is None or urllib.parse.urlsplit(uri).password:
             # From MLFLOW_TRACKING_URI, which has the password.

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import urllib.error
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,8 +28,8 @@ from tests.integration.engine import ROOT, Engine
 from tests.integration.record_server import free_port
 
 OURS = ("service", "backup", "record")
-# The environment, the image that has a copy of it, and what pip takes meanwhile.
-_WORKER_NEEDS = 25_000_000_000
+# Measured: 14 GB at the most, while what pip has installed becomes a layer; 7.5 GB afterwards.
+WORKER_NEEDS = 18_000_000_000
 POSTGRES = {
     "Dockerfile": f"""
 FROM {engines.BASE}
@@ -104,11 +106,11 @@ def build(engine: Engine, target: str, context: Mapping[str, bytes]) -> str:
 
 
 def build_worker(engine: Engine) -> str:
-    """The image of jobs by docker/Dockerfile; the test is skipped where nobody asked for it, or it does not fit."""
-    if not os.environ.get("LOROT_BUILD_WORKER"):
-        pytest.skip("LOROT_BUILD_WORKER=1 builds it, of 8 GB; docker/README.md")
-    if engine.folder is not None and (free := shutil.disk_usage(engine.folder).free) < _WORKER_NEEDS:
-        pytest.skip(f"LOROT_BUILD_WORKER=1: {free / 1e9:.0f} GB of disk are free, {_WORKER_NEEDS / 1e9:.0f} are needed")
+    """The image of jobs by docker/Dockerfile; the test is left out where the engine's disk has no room for it."""
+    if engine.folder is not None and "lorot-built-worker" not in engine.images:
+        free = shutil.disk_usage(engine.folder).free
+        if free < WORKER_NEEDS:
+            pytest.skip(f"no worker image: {free / 1e9:.0f} GB of disk are free, {WORKER_NEEDS / 1e9:.0f} are needed")
     return build(engine, "worker", checkout())
 
 
@@ -120,6 +122,16 @@ def checkout() -> dict[str, bytes]:
     files += [ROOT / "docker/Dockerfile", ROOT / "docker/requirements.py"]
     chosen = [path for path in files if "__pycache__" not in path.parts]
     return {str(path.relative_to(ROOT)): path.read_bytes() for path in chosen}
+
+
+def guide(*words: str) -> list[str]:
+    """The shortest command of docker/README.md in which these words stand together, as a shell takes it apart."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docker/README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    found = [command for command in commands if f" {' '.join(words)} " in f" {' '.join(command)} "]
+    assert found, f"docker/README.md has no command with {words}"
+    return min(found, key=len)
 
 
 @dataclass
@@ -192,6 +204,22 @@ class Composition:
         assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
+    def follow(self, *words: str, changed: Mapping[str, str] = MappingProxyType({})) -> str:
+        """What the command of docker/README.md prints that has these words, run on this composition.
+
+        Args:
+            changed: what stands for something else in the guide, besides its folder and address.
+        """
+        changed = {"/srv/lorot": str(self.folder), "http://127.0.0.1:8080": self.url, **changed}
+        command = [_replaced(word, changed) for word in guide(*words)]
+        if command[:2] == ["docker", "compose"]:
+            # The composition's own settings are in its environment, and here is no terminal.
+            command = command[command.index("--env-file") + 2 :]
+            return self.compose(*command[:1], *(["-T"] if command[0] == "run" else []), *command[1:])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{command}: {done.stderr}\n{self.told()}"
+        return done.stdout
+
     def once(self, service: str, *command: str, options: tuple[str, ...] = ()) -> str:
         """What a container of this service prints that runs this command and ends."""
         return self.compose("run", "--rm", "-T", *options, service, *command)
@@ -230,6 +258,12 @@ class Composition:
     def told(self) -> str:
         """What all of them have said last."""
         return self.compose("ps") + self.compose("logs", "--tail", "40")
+
+
+def _replaced(word: str, changed: Mapping[str, str]) -> str:
+    for old, new in changed.items():
+        word = word.replace(old, new)
+    return word
 
 
 _LIST = """

@@ -19,21 +19,18 @@ if TYPE_CHECKING:
 
 # Where everything is there that tests stand on, so that one that is left out would hide a fault.
 NO_SKIPS = "LOROT_NO_SKIPS"
-# It builds an image of 8 GB, and only runs where that is asked for.
-OPTIONAL = "LOROT_BUILD_WORKER"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With LOROT_NO_SKIPS a test that is left out has failed, but for the one that has to be asked for."""
+    """With LOROT_NO_SKIPS a test that is left out has failed."""
     report = yield
     if os.environ.get(NO_SKIPS) and report.skipped and not hasattr(report, "wasxfail"):
         assert isinstance(report.longrepr, tuple), "file, line and reason of a test that was left out"
-        if not report.longrepr[2].startswith(f"Skipped: {OPTIONAL}="):
-            report.outcome = "failed"
-            report.longrepr = f"{report.longrepr[2]}\n{NO_SKIPS} is set: nothing may be left out"
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]}\n{NO_SKIPS} is set: nothing may be left out"
     return report
 
 

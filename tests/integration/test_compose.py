@@ -22,6 +22,8 @@ from tests.integration.service_process import CONFIG, draw_demo, lorot
 pytestmark = pytest.mark.integration
 
 USER = 1000
+# An archive's name in the guide.
+EXAMPLE = "lorot-20261122-030000.tar"
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +49,7 @@ def composition(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     (folder / "service.yaml").write_text(yaml.safe_dump(settings))
     made.make_images()
     try:
-        said = made.once(
-            *("service", "token", "create", "admin", "--scope", "admin", "--settings", "/etc/lorot/service.yaml"),
-            options=("--no-deps",),
-        )
-        made.token = re.search(r"lorot_\S+", said)[0]  # type: ignore[index]
+        made.token = re.search(r"lorot_\S+", made.follow("token", "create"))[0]  # type: ignore[index]
         up(made)
         yield made
     finally:
@@ -67,7 +65,9 @@ def make_folders(folder: Path) -> None:
 
 def up(composition: Composition) -> None:
     composition.compose("up", "--detach", "--no-build", timeout_s=900)
-    await_(composition.is_ready, "the service is ready", 300, composition.told)
+    # At once, as who follows the guide does.
+    composition.follow("curl", "-fsS")
+    assert composition.is_ready()
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,13 @@ def test_a_job_runs_as_a_container_and_its_record_is_in_the_database_and_the_sto
     assert network["Internal"] is False
 
 
+def test_what_would_be_cleared_up_is_told_beside_the_running_service(
+    composition: Composition, jobs: dict[str, Any]
+) -> None:
+    assert "nothing was removed" in composition.follow("gc", "--settings")
+    assert composition.is_ready()
+
+
 def test_down_and_up_again_keep_everything(composition: Composition, jobs: dict[str, Any]) -> None:
     tables, objects = tables_of(composition), composition.objects()
     composition.down()
@@ -133,7 +140,7 @@ def test_a_backup_made_beside_the_services_comes_back_where_everything_was_lost(
     composition: Composition, jobs: dict[str, Any]
 ) -> None:
     tables, objects = tables_of(composition), composition.objects()
-    said = composition.once("backup")
+    said = composition.follow("run", "--rm", "backup")
     assert "artifacts: s3://lorot" in said
     assert "not in it" not in said
     (made,) = (composition.folder / "backups").iterdir()
@@ -144,10 +151,7 @@ def test_a_backup_made_beside_the_services_comes_back_where_everything_was_lost(
     for name in ("state", "jobs"):
         shutil.rmtree(composition.folder / name)
     make_folders(composition.folder)
-    restored = composition.once(
-        *("backup", "restore", f"/backups/{made.name}", "/backups/restored"),
-        *("--database", "postgresql://lorot@postgres:5432/lorot", "--artifacts", "s3://lorot"),
-    )
+    restored = composition.follow("backup", "restore", changed={EXAMPLE: made.name})
     assert "all as they were written" in restored
     shutil.rmtree(composition.folder / "state")
     (composition.folder / "backups/restored/state").rename(composition.folder / "state")
@@ -158,10 +162,7 @@ def test_a_backup_made_beside_the_services_comes_back_where_everything_was_lost(
     assert artifact(composition, jobs) == b"42\n"
     # What is there already is not written over.
     with pytest.raises(AssertionError, match=r"holds .* already"):
-        composition.once(
-            *("backup", "restore", f"/backups/{made.name}", "/backups/again"),
-            *("--database", "postgresql://lorot@postgres:5432/lorot", "--artifacts", "s3://lorot"),
-        )
+        composition.follow("backup", "restore", changed={EXAMPLE: made.name, "restored": "again"})
 
 
 def tables_of(composition: Composition) -> dict[str, list[str]]:

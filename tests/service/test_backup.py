@@ -247,6 +247,7 @@ def test_no_password_and_no_secret_gets_into_an_archive(settings: ServiceSetting
             "secrets": tmp_path / "secrets",
             "tracking_uri": "postgresql://ann:s3cr3t-two@host/db",
             "worker_tracking_uri": "http://ann:s3cr3t-three@host:5000",
+            "browser_tracking_uri": "http://ann:s3cr3t-four@host:5000",
         }
     )
     made = back_up(given, tmp_path / "b.tar", database_uri=store.absolute(place), with_jobs=True)

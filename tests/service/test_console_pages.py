@@ -451,3 +451,15 @@ def test_a_run_in_an_mlflow_server_is_linked_without_its_password(here: Service)
     text = here.client.get(f"/jobs/{job_id}").text
     assert f'href="http://tracker:5000/#/experiments/1/runs/{job_id}"' in text
     assert "secret" not in text
+
+
+def test_a_run_is_linked_by_the_address_that_browsers_reach_mlflow_at(
+    here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = running(here)
+    here.desk.record.uri = "http://tracker:5000"
+    reached = {"browser_tracking_uri": "https://someone:secret@mlflow.lan/"}
+    monkeypatch.setattr(here.desk, "settings", here.desk.settings.model_copy(update=reached))
+    text = here.client.get(f"/jobs/{job_id}").text
+    assert f'href="https://mlflow.lan/#/experiments/1/runs/{job_id}"' in text
+    assert "secret" not in text
