@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from service import machine
 from service.errors import BackendError, ConfigError, LorotError, StateError, StorageError, UnknownJobError
 from service.jobs import backends as places
-from service.jobs import checking, history, log_file, orders, queue, shown
+from service.jobs import checking, history, log_file, orders, queue, shown, traits
 from service.jobs.backends import Backend
 from service.jobs.job import Job
 from service.jobs.queue import Amount, Entry
@@ -322,10 +322,11 @@ class Desk:
     def counts(self, job: Job) -> bool:
         """Whether a job takes from this machine."""
         try:
-            return self.backend(job.spec.backend).uses_this_machine
+            self.backend(job.spec.backend)
         except LorotError:
-            # Not set up any more, or not to be reached: what it takes there, this machine has.
+            # Not set up any more: it would wait at the head of the queue for ever.
             return False
+        return traits.of(job.spec.backend).uses_this_machine
 
     def entry(self, job: Job) -> Entry:
         """The job as the queue sees it."""

@@ -71,7 +71,6 @@ class Local:
     """See `service.jobs.backends.Backend`."""
 
     name = "local"
-    uses_this_machine = True
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
