@@ -193,7 +193,9 @@ class Desk:
                 return found[0]
             if found:
                 raise UnknownJobError(f"{len(found)} jobs have an id that begins with {job_id!r}; give more of it")
-        raise UnknownJobError(f"there is no job {job_id!r}; `lorot jobs` lists them")
+        is_short = len(job_id) < _SHORTEST_PREFIX and set(job_id) <= set(_DIGITS)
+        advice = f"give {_SHORTEST_PREFIX} digits of its id at least; " if is_short else ""
+        raise UnknownJobError(f"there is no job {job_id!r}; {advice}`lorot jobs` lists them")
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop: at once if it waits, else by a signal that its backend sends.
@@ -391,4 +393,5 @@ def _last(job_id: str) -> str:
     return job_id.translate(_REVERSED)
 
 
-_REVERSED = str.maketrans("0123456789abcdef", "fedcba9876543210")
+_DIGITS = "0123456789abcdef"
+_REVERSED = str.maketrans(_DIGITS, _DIGITS[::-1])
