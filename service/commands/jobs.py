@@ -14,7 +14,6 @@ from typer.core import TyperCommand
 from service.commands import job_service, job_tables
 from service.errors import ConfigError
 from service.jobs import traits
-from service.jobs.job import ENDED
 
 if TYPE_CHECKING:
     from service.api.serverless import Serverless
@@ -297,6 +296,8 @@ def _change(
     settings: Path | None,
 ) -> None:
     """Change each of the jobs, also behind one that is refused; what was refused is told at the end."""
+    from service.jobs.job import ENDED
+
     changed: list[dict[str, Any]] = []
     refused: list[ConfigError] = []
     with service(server, token_file, settings) as desk:
