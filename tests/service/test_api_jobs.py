@@ -167,6 +167,10 @@ def test_metrics_that_are_no_numbers_become_null(here: Served) -> None:
         ({"spec": spec(nam="x")}, "spec.nam: unknown key; did you mean 'spec.name'?"),
         ({"spec": spec(resources={"gpu": 1})}, "spec.resources.gpu: unknown key; did you mean 'spec.resources.gpus'?"),
         ({"spec": spec(gpus=1)}, "spec.gpus: unknown key; did you mean 'spec.resources.gpus'?"),
+        (
+            {"spec": spec(name="my job")},
+            "spec.name: write up to 63 letters, digits, '.', '_' and '-', a letter or digit",
+        ),
         ({"spec": spec(priority="high")}, "spec.priority: Input should be a valid integer"),
         ({"spec": spec(priority=101)}, "spec.priority: Input should be less than or equal to 100 (given: 101)"),
         ({"spec": spec(command=[])}, "spec: command: a container needs one"),

@@ -282,6 +282,7 @@ def test_a_dry_run_for_kubernetes_prints_manifests(capsys: pytest.CaptureFixture
     assert call(*line, "--", "python", "train.py") == 0
     documents = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [document["kind"] for document in documents] == ["JobSet"]
+    assert [*documents[0]] == ["apiVersion", "kind", "metadata", "spec"], "as people read it"
     assert call(*line, "--json", "--", "python", "train.py") == 0
     assert json.loads(capsys.readouterr().out) == documents
     assert call(*line, "--format", "trainjob", "--", "python", "train.py") == 0
