@@ -12,6 +12,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 # Where a part of a request comes from, as pydantic's first word of a place says; people need not read that.
 _SOURCES = ("body", "query", "path", "header", "cookie")
 _SHOWN = 80
+_AS_JSON = "it is JSON, with the header Content-Type: application/json"
 
 
 def validated(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
@@ -38,7 +39,10 @@ def _line(problem: Any, kind: Any) -> str:
         place = place[1:]
     elif place == ("body",):
         if problem["type"] == "missing":
-            return "the body is missing; it is JSON, with the header Content-Type: application/json"
+            return f"the body is missing; {_AS_JSON}"
+        if isinstance(problem["input"], bytes):
+            # What curl -d sends calls itself a form.
+            return f"the body was not read; {_AS_JSON}"
         place = ("the body",)
     where = ".".join(str(part) for part in place if part != "[key]")
     if problem["type"] == "missing":

@@ -112,6 +112,7 @@ def create(
     *,
     tags: Mapping[str, str] = MappingProxyType({}),
     key: str | None = None,
+    is_own: bool = False,
     rank: Rank = lambda tags: (False, False),
     roots: artifact_places.Roots | None = None,
 ) -> Made:
@@ -120,6 +121,7 @@ def create(
     Args:
         key: one run in all for each such text, of letters, digits and `%-._~/`, however often it is asked for; None:
             a new run. Who asks at the same time as somebody else has to take turns with them.
+        is_own: nobody has used the key before or does so now; it is not looked for.
         rank: see `sort_out`.
         roots: where else artifacts may lie; None: wherever the experiment says.
 
@@ -139,7 +141,7 @@ def create(
         try:
             with store.explained(uri):
                 place = _experiment_id(uri, experiment, roots)
-                return _create_once(uri, place, name, own, rank, keyed=bool(key), again=attempt > 0)
+                return _create_once(uri, place, name, own, rank, keyed=bool(key) and not is_own, again=attempt > 0)
         except store.UnreachableError:
             if attempt == _ATTEMPTS - 1 or time.monotonic() - began > _LONGEST_S:
                 raise

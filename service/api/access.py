@@ -11,6 +11,7 @@ from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
+from service.api import parameters
 from service.api.faults import ForbiddenError, TooManyRequestsError, UnauthorizedError
 from service.api.limits import Buckets
 from service.api.sessions import COOKIE, LIFETIME_S, Sessions
@@ -182,7 +183,10 @@ class Access:
 
 
 def needs(scope: str) -> Callable[..., Awaitable[Identity]]:
-    """The rule of a route: whoever asks has this scope; raises as `Access.identify`, ForbiddenError."""
+    """The rule of a route: whoever asks has this scope, and asks for nothing that the route does not know.
+
+    Raises as `Access.identify`, ForbiddenError, and as `parameters.refuse_strange`.
+    """
 
     async def rule(
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None
@@ -196,6 +200,7 @@ def needs(scope: str) -> Callable[..., Awaitable[Identity]]:
                 f"{identity.name} has the scope {has}, and this needs {scope}; "
                 f"`lorot token create NAME --scope {scope}` makes such a token"
             )
+        parameters.refuse_strange(request)
         return identity
 
     rule.scope = scope  # type: ignore[attr-defined]

@@ -54,10 +54,10 @@ def create(desk: Desk, controller: Controller, access: Access) -> FastAPI:
     app.state.meters, app.state.changes, app.state.followers = meters, changes, followers
     app.state.streams, app.state.is_closing = Streams(limits.followers, meters), False
     controller.on_change.append(changes.tell)
-    app.state.questions, app.state.paths = Questions(), []
+    app.state.questions, app.state.routes = Questions(), []
     for part in (job_routes, stream_routes, model_routes, service_routes, operations):
         app.include_router(part.router)
-        app.state.paths += [route.path for route in part.router.routes if isinstance(route, Route)]
+        app.state.routes += [route for route in part.router.routes if isinstance(route, Route)]
     faults.add_to(app)
     documents.add_to(app)
     audit = Audit(desk.settings.state / "audit.jsonl", limits.audit_bytes)

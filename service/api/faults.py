@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.errors import (
     BackendError,
@@ -153,16 +154,24 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     if error.status_code == 404:
         message = _unknown_address(request)
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "another method")
         message = f"{request.url.path} takes {allowed}, not {request.method}"
+        return answer(405, _HTTP_TYPES[405], message, request.state.request_id, {"Allow": allowed})
     elif error.status_code == 400:
         message = f"{message}; the body of a request is JSON in UTF-8"
     kind = _HTTP_TYPES.get(error.status_code, "HttpError")
     return answer(error.status_code, kind, message, request.state.request_id, error.headers)
 
 
+def _methods(request: Request) -> list[str]:
+    """What the address takes, by all its routes: each of them knows its own only."""
+    here = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in here for method in route.methods})
+
+
 def _unknown_address(request: Request) -> str:
-    near = difflib.get_close_matches(request.url.path[:200], request.app.state.paths, n=1)
+    paths = [route.path for route in request.app.state.routes]
+    near = difflib.get_close_matches(request.url.path[:200], paths, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"there is nothing at {request.url.path[:200]!r}; {hint}/v1/openapi.json lists what there is"
 

@@ -202,6 +202,7 @@ def file(
     who: Reader,
     job_id: JobId,
     name: Annotated[str, Path(max_length=300)],
+    at: Annotated[str | None, Query(max_length=40, description="anything: with another one, no cache has it")] = None,
     part: Annotated[
         str | None,
         Header(alias="Range", description="one, as bytes=0-999, bytes=1000- or bytes=-1000; other than that: the file"),

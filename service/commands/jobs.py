@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from service.commands import job_service, job_tables
+from service.errors import ConfigError
 from service.jobs import traits
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def submit(
     shm: Annotated[str | None, typer.Option(help="/dev/shm of a container, as 8GB; default: 2GB.")] = None,
     priority: Annotated[int, typer.Option(help="Higher ones start first.")] = 0,
     retries: Annotated[int, typer.Option(help="How often it is started again after a failure.", min=0)] = 3,
+    grace: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="From a request to stop to the kill; default: 30.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="For people; default: name=..., else the file's.")] = None,
     experiment: Annotated[str | None, typer.Option(help="MLflow experiment; default: the service's.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be given again; no secrets.")] = None,
@@ -143,7 +147,8 @@ def submit(
         environment=tuple(env or ()),
         secrets=tuple(secret or ()),
         others={"model": model, "image": image, "nodes": nodes, "workers": workers, "priority": priority}
-        | {"retries": retries, "experiment": experiment, "mounts": mount or (), "outputs": output or ()},
+        | {"retries": retries, "grace_s": grace}
+        | {"experiment": experiment, "mounts": mount or (), "outputs": output or ()},
         resources={"gpus": gpus, "cpus": cpus, "memory": memory, "shm": shm},
     )
     spec = submitting.spec(wish)
@@ -290,11 +295,23 @@ def _change(
     token_file: Path | None,
     settings: Path | None,
 ) -> None:
+    """Change each of the jobs, also behind one that is refused; what was refused is told at the end."""
+    from service.jobs.job import ENDED
+
+    changed: list[dict[str, Any]] = []
+    refused: list[ConfigError] = []
     with service(server, token_file, settings) as desk:
-        changed = [change(desk, job_id) for job_id in job_ids]
+        for job_id in job_ids:
+            try:
+                one = change(desk, job_id)
+            except ConfigError as error:
+                refused.append(error)
+                continue
+            changed.append(one)
+            if not as_json:
+                asked = ", asked to stop" if one["cancel"] and one["state"] not in ENDED else ""
+                typer.echo(f"{one['id'][: job_tables.SHORT]} {one['state']}{asked}")
     if as_json:
         typer.echo(json.dumps(changed, indent=1))
-        return
-    for one in changed:
-        asked = ", asked to stop" if one["cancel"] and one["state"] not in ("killed", "finished", "failed") else ""
-        typer.echo(f"{one['id'][: job_tables.SHORT]} {one['state']}{asked}")
+    if refused:
+        raise type(refused[0])("\n".join(dict.fromkeys(map(str, refused))))

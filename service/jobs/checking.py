@@ -40,9 +40,9 @@ def check(
     if spec.retries > settings.limits.retries:
         raise ConfigError(f"retries: {spec.retries} are more than this service allows, {settings.limits.retries}")
     orders.refuse_unreachable(spec, settings)
-    if backend.uses_this_machine:
-        _refuse_too_large(spec, capacity)
     place = traits.of(spec.backend)
+    if place.uses_this_machine:
+        _refuse_too_large(spec, capacity)
     if spec.secrets and not place.keeps_secrets:
         orders.secret_values(spec, settings)
     resolved = starts_with(spec, settings, recorded)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,17 +19,25 @@ from service.run_creation import Made
 
 
 def make(
-    settings: ServiceSettings, uri: str, spec: JobSpec, resolved: Mapping[str, Any], owner: str, key: str
+    settings: ServiceSettings,
+    uri: str,
+    spec: JobSpec,
+    resolved: Mapping[str, Any],
+    owner: str,
+    key: str,
+    is_own: bool,
 ) -> tuple[Job, Made]:
-    """Make the run of a new job, or find the one of this key; raises as `Record.create`."""
+    """Make the run of a new job, or find the one of this key, if that is not our own; raises as `Record.create`."""
     now = time.time()
     draft = Job("", "", spec, "queued", owner, key, submitted_s=now, queued_s=now)
-    run_key = job_tags.run_key(owner, key) if key else None
+    run_key = job_tags.run_key(owner, key)
     experiment, tags = orders.experiment(spec, settings), job_tags.encode(draft)
     # From the first moment on, in the same request: what it starts with is what was checked, whenever that is.
     tags |= job_tags.encode_config(resolved)
     roots = artifact_places.absolute(settings.artifact_roots)
-    made = run_creation.create(uri, experiment, spec.name, tags=tags, key=run_key, rank=job_tags.rank, roots=roots)
+    made = run_creation.create(
+        uri, experiment, spec.name, tags=tags, key=run_key, is_own=is_own, rank=job_tags.rank, roots=roots
+    )
     # What has none of this is known by its attempts, or is the earliest.
     with contextlib.suppress(TrackingError):
         run_creation.set_tags(uri, made.run_id, {job_tags.TOLD: "1"})
@@ -38,6 +47,17 @@ def make(
     if not found:
         raise TrackingError(f"run {made.run_id} in {store.shown(uri)} has the key {key!r} and is no job")
     return found[0].job, made
+
+
+@contextlib.contextmanager
+def own_key() -> Iterator[str]:
+    """A key for who has given none; where the answer is lost inside, they are told it."""
+    own = secrets.token_hex(16)
+    try:
+        yield own
+    except TrackingError as error:
+        advice = f"this may have come through; sent again with the key {own!r}, it makes no second job"
+        raise TrackingError(f"{error}; {advice}") from error
 
 
 @contextlib.contextmanager

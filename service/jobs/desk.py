@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from service import machine
 from service.errors import BackendError, ConfigError, LorotError, StateError, StorageError, UnknownJobError
 from service.jobs import backends as places
-from service.jobs import checking, history, log_file, orders, queue, shown
+from service.jobs import checking, history, log_file, orders, queue, shown, traits
 from service.jobs.backends import Backend
 from service.jobs.job import Job
 from service.jobs.queue import Amount, Entry
@@ -193,7 +193,9 @@ class Desk:
                 return found[0]
             if found:
                 raise UnknownJobError(f"{len(found)} jobs have an id that begins with {job_id!r}; give more of it")
-        raise UnknownJobError(f"there is no job {job_id!r}; `lorot jobs` lists them")
+        is_short = len(job_id) < _SHORTEST_PREFIX and set(job_id) <= set(_DIGITS)
+        advice = f"give {_SHORTEST_PREFIX} digits of its id at least; " if is_short else ""
+        raise UnknownJobError(f"there is no job {job_id!r}; {advice}`lorot jobs` lists them")
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop: at once if it waits, else by a signal that its backend sends.
@@ -322,10 +324,11 @@ class Desk:
     def counts(self, job: Job) -> bool:
         """Whether a job takes from this machine."""
         try:
-            return self.backend(job.spec.backend).uses_this_machine
+            self.backend(job.spec.backend)
         except LorotError:
-            # Not set up any more, or not to be reached: what it takes there, this machine has.
+            # Not set up any more: it would wait at the head of the queue for ever.
             return False
+        return traits.of(job.spec.backend).uses_this_machine
 
     def entry(self, job: Job) -> Entry:
         """The job as the queue sees it."""
@@ -390,4 +393,5 @@ def _last(job_id: str) -> str:
     return job_id.translate(_REVERSED)
 
 
-_REVERSED = str.maketrans("0123456789abcdef", "fedcba9876543210")
+_DIGITS = "0123456789abcdef"
+_REVERSED = str.maketrans(_DIGITS, _DIGITS[::-1])

@@ -144,8 +144,7 @@ class Record:
         insort(self._order, (job.submitted_s, job.id))
         if not job.has_ended:
             self._open.add(job.id)
-        if job.key:
-            self._keys.setdefault((job.owner, job.key), job.id)
+        self._keys.setdefault((job.owner, job.key), job.id)
 
     def sort_out(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Delete twins that were read, or were made since a creation that was not answered.
@@ -188,18 +187,19 @@ class Record:
         Raises:
             ConfigError: the record cannot hold it, or its experiment keeps artifacts where none may be kept.
             StateError: the key has made a job of another spec.
-            TrackingError: the server does not answer; whether there is a job now, asking again with the key will tell.
+            TrackingError: the server does not answer; asking again with the key, or the one that this tells, is safe.
         """
         self.load_open()
         if not key:
-            return self._make(spec, resolved or {}, owner, "")
+            with creation.own_key() as own:
+                return self._make(spec, resolved or {}, owner, own, is_own=True)
         if known := self._known(owner, key):
             return creation.same(known, spec), False
         # Two requests at once, be they another process's, are one after the other.
         with self._creating, creation.turn(self._settings):
             if known := self._known(owner, key):
                 return creation.same(known, spec), False
-            job, is_new = self._make(spec, resolved or {}, owner, key)
+            job, is_new = self._make(spec, resolved or {}, owner, key, is_own=False)
             return (job if is_new else creation.same(job, spec)), is_new
 
     def get(self, job_id: str) -> Job:
@@ -359,9 +359,9 @@ class Record:
             known = self._jobs.get(self._keys.get((owner, key), ""))
         return known if known and (known.attempts or self.is_sole(known.id)) else None
 
-    def _make(self, spec: JobSpec, resolved: Mapping[str, Any], owner: str, key: str) -> tuple[Job, bool]:
-        with self._twins.making(job_tags.run_key(owner, key) if key else ""):
-            job, made = creation.make(self._settings, self.uri, spec, resolved, owner, key)
+    def _make(self, spec: JobSpec, resolved: Mapping[str, Any], owner: str, key: str, is_own: bool) -> tuple[Job, bool]:
+        with self._twins.making(job_tags.run_key(owner, key)):
+            job, made = creation.make(self._settings, self.uri, spec, resolved, owner, key, is_own)
         self._twins.made(made.key, job.id, is_alone=made.is_alone)
         return self._added(job), made.is_new
 

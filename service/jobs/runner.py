@@ -35,6 +35,8 @@ EXIT = "exit.json"
 LOG = "log-node0.txt"
 # Which descriptor is the lock, for a runner that its parent has taken it for.
 LOCK_VARIABLE = "LOROT_RUNNER_LOCK"
+# Whose processes these are, for who looks after them once the runner was killed: the attempt's name.
+NAME_VARIABLE = "LOROT_JOB_PROCESS"
 
 _LOOK_S = 0.5
 _PR_SET_CHILD_SUBREAPER = 36
@@ -114,7 +116,7 @@ class _Attempt:
         with path.open("ab") as log:
             return subprocess.Popen(
                 list(order["command"]),
-                env={**environment, **order["environment"]},
+                env={**environment, **order["environment"], NAME_VARIABLE: str(order.get("name", "attempt"))},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -26,6 +26,12 @@ else:
     BackendName = Literal[traits.NAMES]
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(_NAME, text):
+        raise ValueError("write up to 63 letters, digits, '.', '_' and '-', a letter or digit first and last")
+    return text
+
+
 def _size(text: str) -> str:
     if not _SIZE.match(text):
         raise ValueError("write an amount of memory, as 8GB or 512MiB")
@@ -81,7 +87,9 @@ class JobSpec(Section):
     """One job, as a client hands it in."""
 
     kind: Kind = Field("train", description="what runs")
-    name: str = Field("job", pattern=_NAME, description="for people; need not be the only one")
+    name: Annotated[str, AfterValidator(_name)] = Field(
+        "job", json_schema_extra={"pattern": _NAME}, description="for people; need not be the only one"
+    )
     experiment: str | None = Field(None, max_length=200, description="MLflow experiment; default: the service's")
     config: dict[str, Any] = Field({}, description="train, detect, segment: the keys of a configuration")
     model: str | None = Field(None, max_length=500, description="detect, segment: the model, as models:/NAME@best")

@@ -38,6 +38,8 @@ class Traits:
         in_containers: its jobs run in containers: of an image, by its `lorot` or any command, on several nodes if asked
             to, as a user of their own, with their folder at /job and results at /results. False: they are processes of
             this machine, of the service's own user and interpreter, and see its paths as they are.
+        uses_this_machine: its jobs take from this machine's GPUs, cores and memory, which the service's queue counts.
+            False: the place has a queue of its own, and they are handed over to it at once.
         takes_mounts: a job may ask to see folders of the host; which ones, the backend's `check` says.
         keeps_secrets: it has its own, which a job names. False: the service reads their values from its folder of
             secrets; the backend asks `orders.secret_values` for them when it starts the job.
@@ -54,6 +56,7 @@ class Traits:
     title: str
     jobs_are: str
     in_containers: bool
+    uses_this_machine: bool = False
     takes_mounts: bool = False
     keeps_secrets: bool = False
     gives_folders: bool = False

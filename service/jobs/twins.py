@@ -47,8 +47,7 @@ class Twins:
         try:
             yield
         except TrackingError:
-            if key:
-                self._expect(key)
+            self._expect(key)
             raise
         finally:
             with self._lock:

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.jobs import memory, memory_group, orders, runner
-from service.jobs.backends import Order
+from service.jobs import memory, memory_group, orders, process_family, runner
+from service.jobs.backends import Order, Status
 from service.jobs.backends.local import backend as local
 from service.jobs.job import Job
 from service.jobs.spec import JobSpec
@@ -32,6 +32,19 @@ if "deaf" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 elif "heed" in sys.argv: signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit(75)))
 print("up", child.pid, flush=True)
 if "short" in sys.argv: sys.exit(3)
+time.sleep(600)
+"""
+
+ASLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
+# Leaves one that ends when it is asked, and one that does not, each in a session of its own.
+LEAVING = """
+import subprocess, sys, time
+heed = "lambda *_: (print('asked', flush=True), sys.exit())"
+heeding = f"signal.signal(signal.SIGTERM, {heed}); print('heeding', flush=True)"
+deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+for line in (heeding, deaf):
+    line = f"import signal, sys, time; {line}; time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", line], start_new_session=True)
 time.sleep(600)
 """
 
@@ -257,7 +270,7 @@ def test_a_killed_runner_leaves_an_attempt_that_runs_can_be_stopped_and_is_never
 ) -> None:
     made = order(tmp_path, *program(FAMILY))
     backend.start(made)
-    grandchild = await_up(tmp_path)
+    await_up(tmp_path)
     os.kill(runner.read(attempt(tmp_path) / "begun.json")["runner"]["pid"], signal.SIGKILL)
     other = again(tmp_path)
     assert other.status(NAME, {}).phase == "running"
@@ -265,10 +278,38 @@ def test_a_killed_runner_leaves_an_attempt_that_runs_can_be_stopped_and_is_never
     other.cancel(NAME, {}, 1.0)
     await_end(other)
     assert other.status(NAME, {}).phase == "gone"
+    assert process_family.marked("NOTE", "noted") == [], "nothing is left of it"
     other.start(made)
     assert other.status(NAME, {}).phase == "gone"
     assert (tmp_path / "starts").read_text() == "x"
-    os.kill(grandchild, signal.SIGKILL)
+
+
+def test_what_a_killed_runner_leaves_is_asked_to_end_and_killed_after_the_grace(
+    backend: local.Local, tmp_path: Path
+) -> None:
+    backend.start(order(tmp_path, *program(LEAVING), grace_s=3))
+    await_(lambda: {"deaf", "heeding"} <= set(log(tmp_path).split()), "both are there", 60, lambda: log(tmp_path))
+    begun = runner.read(attempt(tmp_path) / "begun.json")
+    for one in ("runner", "command"):
+        os.kill(begun[one]["pid"], signal.SIGKILL)
+    seen: list[Status] = []
+
+    def is_alone() -> bool:
+        seen.append(backend.status(NAME, {}))
+        return seen[-1].nodes != ("node 0: running",)
+
+    # Whose attempt has a longer number is a stranger.
+    with subprocess.Popen(ASLEEP, env={runner.NAME_VARIABLE: f"{NAME}0"}) as stranger:
+        try:
+            await_(is_alone, "both are gone", 60)
+            assert seen[-1].phase == "running"
+            await_(lambda: "asked" in log(tmp_path), "they are asked", 60)
+            assert process_family.marked(runner.NAME_VARIABLE, NAME), "the deaf one has its grace"
+            await_(lambda: backend.status(NAME, {}).phase == "gone", "the deaf one is killed", 60)
+            assert process_family.marked(runner.NAME_VARIABLE, NAME) == []
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
 
 
 def test_secrets_are_in_the_command_s_environment_and_in_no_file(backend: local.Local, tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ class Shelf:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.uses_this_machine = True
         self.orders: dict[str, Order] = {}
         self.ends: dict[str, int] = {}
         self.written: dict[str, bytes] = {}

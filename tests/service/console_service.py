@@ -38,8 +38,6 @@ TINY: dict[str, Any] = {
 class Remembered:
     """A place that starts nothing: what was asked of it, and the logs that it was given."""
 
-    uses_this_machine = True
-
     def __init__(self, name: str = "local") -> None:
         self.name = name
         self.cancelled: list[str] = []

@@ -39,7 +39,7 @@ class Fleet(MemoryBackend):
     """See `service.jobs.backends.Backend`."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        super().__init__("fleet", uses_this_machine=False)
+        super().__init__("fleet")
         section = getattr(settings.backends, "fleet")  # noqa: B009 - no type checker knows it
         self._machines = section.machines
 

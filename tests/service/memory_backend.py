@@ -28,8 +28,8 @@ class MemoryBackend:
         hangs: calls for these names wait for it to be set.
     """
 
-    def __init__(self, name: str = "local", uses_this_machine: bool = True) -> None:
-        self.name, self.uses_this_machine = name, uses_this_machine
+    def __init__(self, name: str = "local") -> None:
+        self.name = name
         self.now: dict[str, Status] = {}
         self.jobs: dict[str, str] = {}
         self.orders: dict[str, Order] = {}

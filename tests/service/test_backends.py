@@ -1,5 +1,6 @@
 """A launch backend is one file, found by its name, and its section of the settings: nothing else knows of it."""
 
+import ast
 import contextlib
 import json
 import os
@@ -21,6 +22,16 @@ from tests.service.job_specs import CONFIG, settings, spec
 from tests.service.memory_backend import MemoryBackend
 
 ROOT = Path(__file__).parents[2]
+# Lines in which such a word is something else: the kubernetes backend's own manifests, libraries that have loggers,
+# whoever asks without a token.
+MEANS_OTHERWISE = {
+    "jobs/manifests/pods.py": "from service.jobs.backends.kubernetes import TRAITS",
+    "jobs/manifests/rendering.py": "place = settings.backends.kubernetes",
+    "api/structured_log.py": 'for name in ("urllib3", ',
+    "api/tokens.py": 'LOCAL = "local"',
+    "console/job_pages.py": "found.owner or 'local'",
+    "console/templates/jobs.html": 'job.owner or "local"',
+}
 SETTINGS = """
 data_roots: [data]
 data_urls: ["s3://bucket"]
@@ -98,18 +109,70 @@ def test_a_cluster_has_its_own_data_and_secrets_and_the_others_the_service_s(tmp
 
 
 def test_nothing_elsewhere_knows_a_backend_by_its_name() -> None:
-    """What a default says is none of it: an argument `backend="local"` is found, too, and a table by names."""
-    name = f"""["'](?:{"|".join(traits.NAMES)})["']"""
-    named = re.compile(rf"backend\S* *(?:[!=]=|=|in) *\(?{name}|{name} *:|#backend option\[value={name}")
+    """No text in the code is one's name, however it is compared, looked up or handed on; nobody imports one."""
     own = (ROOT / "service/jobs/backends", ROOT / "service/jobs/traits.py")
-    found = [
-        f"{path.name}:{number} {line.strip()}"
-        for path in sorted((ROOT / "service").rglob("*"))
-        if path.suffix in (".py", ".html", ".css", ".js") and not any(path.is_relative_to(one) for one in own)
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        if named.search(line)
-    ]
+    found = []
+    for path in sorted((ROOT / "service").rglob("*")):
+        if path.suffix not in (".py", ".html", ".css", ".js") or any(path.is_relative_to(one) for one in own):
+            continue
+        text, name = path.read_text(), path.relative_to(ROOT / "service").as_posix()
+        for number in (_named if path.suffix == ".py" else _quoted)(text):
+            if MEANS_OTHERWISE.get(name, "\n") not in text.splitlines()[number - 1]:
+                found.append(f"{name}:{number}")
     assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if spec.backend == "docker": pass',
+        'if spec.backend in ("docker", *others): pass',
+        'match spec.backend:\n    case "docker" | "fleet": pass',
+        'TABLE = {"docker": 1}',
+        "TABLE = dict(docker=1)",
+        'value = TABLE["docker"]',
+        'JobSpec(backend="docker")',
+        'if spec.backend.startswith("docker"): pass',
+        "text = f\"{job.backend or 'docker'}\"",
+        "from service.jobs.backends.docker import TRAITS",
+        "from service.jobs.backends import docker",
+        "import service.jobs.backends.docker.engine",
+        "if desk.settings.backends.docker.enabled: pass",
+    ],
+)
+def test_every_way_to_know_a_backend_by_its_name_is_seen(line: str) -> None:
+    assert _named(line) == [2 if "case" in line else 1]
+
+
+def test_a_page_that_knows_a_backend_by_its_name_is_seen() -> None:
+    for line in ('{% if job.backend == "docker" %}', "#backend option[value='docker']", "{'docker': 1}", '"docker"'):
+        assert _quoted(f"\n{line}") == [2]
+
+
+def _named(code: str) -> list[int]:
+    """The lines of a module that have a backend's name as a text, a keyword, or a part of what is imported or asked."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        names: list[object] = []
+        if isinstance(node, ast.Constant):
+            names = [node.value]
+        elif isinstance(node, ast.keyword):
+            names = [node.arg]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute | ast.Name):
+            whose = node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id
+            names = [node.attr] if whose == "backends" else []
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            whole = [f"{getattr(node, 'module', None) or ''}.{one.name}".split(".") for one in node.names]
+            names = [name for one in whole if "backends" in one for name in one]
+        if any(name in traits.NAMES for name in names):
+            found.add(getattr(node, "lineno", 0))
+    return sorted(found)
+
+
+def _quoted(text: str) -> list[int]:
+    """The lines that have a backend's name in quotes."""
+    name = re.compile(f"""["'](?:{"|".join(traits.NAMES)})["']""")
+    return [number for number, line in enumerate(text.splitlines(), 1) if name.search(line)]
 
 
 def test_looking_at_a_job_imports_no_client_of_its_place() -> None:

@@ -125,7 +125,7 @@ def test_the_form_begins_empty_where_jobs_may_read_no_folder(place: str, tmp_pat
         ({"memory": "lots"}, "memory", 0, "8GB"),
         ({"priority": "1000"}, "priority", 0, "100"),
         ({"retries": "21"}, "retries", 0, "more than this service allows"),
-        ({"name": "no spaces"}, "name", 0, "pattern"),
+        ({"name": "no spaces"}, "name", 0, "63 letters"),
         ({"environment": "A=1\nB"}, "environment", 2, "NAME=VALUE"),
         ({"environment": "LOROT_RUN_ID=1"}, "environment", 0, "set by the service"),
         ({"kind": "detect", "base": "downstream/demo-retinanet.yaml"}, "model", 0, "models:/NAME@best"),

@@ -203,7 +203,7 @@ def test_jobs_of_one_moment_are_paged_whole_too(desk: Desk) -> None:
 def test_a_job_is_found_by_the_beginning_of_its_id(desk: Desk) -> None:
     job, _ = desk.submit(spec())
     assert desk.get(job.id[:6]) == desk.get(job.id) == job
-    with pytest.raises(UnknownJobError):
+    with pytest.raises(UnknownJobError, match="give 6 digits of its id at least"):
         desk.get(job.id[:5])
     with pytest.raises(UnknownJobError):
         desk.get("../" + job.id)

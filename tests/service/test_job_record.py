@@ -1,5 +1,6 @@
 """The record of jobs: MLflow's runs, which a second process must read as the first one wrote them."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -83,8 +84,9 @@ def test_two_requests_at_once_make_one_job_in_one_process_and_in_two(record: Rec
     assert len(again(record).jobs()) == 1
 
 
+@pytest.mark.parametrize("given", ["lost", ""], ids=["own key", "told key"])
 def test_a_job_whose_making_was_never_answered_is_found_by_its_key(
-    record: Record, monkeypatch: pytest.MonkeyPatch
+    record: Record, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     record.load()
     real = run_creation._create_once
@@ -95,10 +97,11 @@ def test_a_job_whose_making_was_never_answered_is_found_by_its_key(
         raise AWAY
 
     monkeypatch.setattr(run_creation, "_create_once", lose_the_answer)
-    with pytest.raises(TrackingError):
-        record.create(spec(), key="lost")
+    with pytest.raises(TrackingError) as refusal:
+        record.create(spec(), key=given)
     monkeypatch.setattr(run_creation, "_create_once", real)
-    job, is_new = record.create(spec(), key="lost")
+    told = re.search(r"sent again with the key '(\w+)'", str(refusal.value))
+    job, is_new = record.create(spec(), key=given or told[1])  # type: ignore[index]
     assert not is_new
     assert again(record).jobs() == [job]
 

@@ -110,13 +110,18 @@ def test_a_job_is_submitted_shown_followed_and_stopped(
     here: Served, url: str, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert (
-        call(*CONTAINER, "--name", "mine", "--env", "A=b=c", "--output", "model", "--", "python", "-m", "x", "--y") == 0
+        call(
+            *(*CONTAINER, "--name", "mine", "--env", "A=b=c", "--output", "model", "--grace", "90"),
+            *("--", "python", "-m", "x", "--y"),
+        )
+        == 0
     )
     told = capfdbinary.readouterr().out.decode()
     [job] = here.desk.record.jobs()
     assert told.startswith(f"{job.id[:12]} queued: mine, container on docker; ")
     assert job.spec.command == ("python", "-m", "x", "--y")
     assert (job.spec.image, job.spec.environment, job.spec.outputs) == ("img:1", {"A": "b=c"}, ("model",))
+    assert job.spec.grace_s == 90
     running = here.run(job.id)
     assert running.attempt is not None
     here.shelves["docker"].write(running.attempt.name, b"one\ntwo\n")
@@ -136,6 +141,20 @@ def test_a_job_is_submitted_shown_followed_and_stopped(
     assert call("cancel", job.id) == 0
     assert call("resume", job.id, "--json") == 0
     assert here.desk.get(job.id).resume
+
+
+def test_of_several_jobs_one_that_is_refused_keeps_no_other_from_being_changed(
+    here: Served, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = here.end(here.run(here.submit()["id"]).id)
+    ids = [ended.id, here.submit()["id"], here.submit()["id"]]
+    assert call("cancel", ids[0], "0123456789ab", *ids[1:]) == StateError.exit_code
+    told = capsys.readouterr()
+    assert told.out == "".join(f"{job_id[:12]} killed\n" for job_id in ids[1:])
+    assert f"job {ids[0]} has ended (finished)" in told.err
+    assert "there is no job '0123456789ab'" in told.err
+    assert call("retry", ids[0], ids[1], "--json") == StateError.exit_code
+    assert [one["state"] for one in json.loads(capsys.readouterr().out)] == ["queued"]
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, 0), (3, 3), (-9, 137)])
@@ -263,6 +282,7 @@ def test_a_dry_run_for_kubernetes_prints_manifests(capsys: pytest.CaptureFixture
     assert call(*line, "--", "python", "train.py") == 0
     documents = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [document["kind"] for document in documents] == ["JobSet"]
+    assert [*documents[0]] == ["apiVersion", "kind", "metadata", "spec"], "as people read it"
     assert call(*line, "--json", "--", "python", "train.py") == 0
     assert json.loads(capsys.readouterr().out) == documents
     assert call(*line, "--format", "trainjob", "--", "python", "train.py") == 0

@@ -81,8 +81,6 @@ class Backend(Protocol):
     """One place where jobs run. Raises BackendError where it does not answer, ConfigError for what it cannot do."""
 
     name: str
-    # Whether its jobs take from this machine's GPUs and cores, which the service's queue counts.
-    uses_this_machine: bool
 
     def check(self, job: Job) -> None:
         """Refuse, before anything is recorded, what this place cannot do; raises ConfigError."""

@@ -243,10 +243,10 @@ class BatchTemplate:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    metadata: Metadata
-    spec: BatchSpec
     api_version: str = "batch/v1"
     kind: str = "Job"
+    metadata: Metadata
+    spec: BatchSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,19 +265,19 @@ class ServiceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    metadata: Metadata
-    spec: ServiceSpec
     api_version: str = "v1"
     kind: str = "Service"
+    metadata: Metadata
+    spec: ServiceSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigMap:
+    api_version: str = "v1"
+    kind: str = "ConfigMap"
     metadata: Metadata
     data: Mapping[str, str]
     immutable: bool = True
-    api_version: str = "v1"
-    kind: str = "ConfigMap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +325,7 @@ class JobSetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSet:
-    metadata: Metadata
-    spec: JobSetSpec
     api_version: str = "jobset.x-k8s.io/v1alpha2"
     kind: str = "JobSet"
+    metadata: Metadata
+    spec: JobSetSpec

@@ -8,6 +8,7 @@ TRAITS = Traits(
     "Docker",
     "containers of a Docker engine",
     in_containers=True,
+    uses_this_machine=True,
     takes_mounts=True,
     gives_folders=True,
     tmp_gib=2,  # of memory

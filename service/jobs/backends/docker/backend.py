@@ -32,7 +32,6 @@ class DockerBackend:
     """Containers of one engine. Thread-safe."""
 
     name = "docker"
-    uses_this_machine = True
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings

@@ -33,7 +33,6 @@ class KubernetesBackend:
     """One namespace of a cluster. Thread-safe."""
 
     name = "kubernetes"
-    uses_this_machine = False
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings

@@ -4,7 +4,13 @@ from service.jobs.backends import Backend
 from service.jobs.settings import ServiceSettings
 from service.jobs.traits import Traits
 
-TRAITS = Traits("this machine", "a process of this machine", in_containers=False, writes_logs_here=True)
+TRAITS = Traits(
+    "this machine",
+    "a process of this machine",
+    in_containers=False,
+    uses_this_machine=True,
+    writes_logs_here=True,
+)
 
 
 def make(settings: ServiceSettings) -> Backend:

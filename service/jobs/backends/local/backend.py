@@ -31,7 +31,7 @@ from service.errors import BackendError, ConfigError
 from service.jobs import log_file, memory_group, orders, runner
 from service.jobs.backends import Handle, Order, Status
 from service.jobs.job import Job
-from service.jobs.process_family import signal_family
+from service.jobs.process_family import marked, signal_family
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import num_bytes
 
@@ -71,13 +71,14 @@ class Local:
     """See `service.jobs.backends.Backend`."""
 
     name = "local"
-    uses_this_machine = True
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
         self._results = settings.results.absolute()
         # The runners that this very process has started, to be waited for when they have ended.
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        # When what a killed runner has left was first seen, by the monotonic clock.
+        self._left: dict[str, float] = {}
 
     def check(self, job: Job) -> None:
         """Refuse a container; see `Backend.check`."""
@@ -166,6 +167,8 @@ class Local:
         if holder.is_launched(folder.parents[1] / orders.RUN):
             # The runner and the launcher were killed; the workers see that and end by themselves.
             return Status("running", started_s=started_s, nodes=("node 0: left alone, about to end",))
+        if self._end_what_is_left(name, folder):
+            return Status("running", started_s=started_s, nodes=("node 0: its runner is gone, what is left is ended",))
         return Status("gone", reason="its processes are gone, and none of them said why", started_s=started_s)
 
     def logs(
@@ -234,6 +237,24 @@ class Local:
         gpus = ",".join(str(index) if names is None else names[index].strip() for index in order.gpus)
         last = {"CUDA_VISIBLE_DEVICES": gpus, "NVIDIA_VISIBLE_DEVICES": gpus or "void"}
         return {"OMP_NUM_THREADS": str(threads), **order.environment, **last}
+
+    def _end_what_is_left(self, name: str, folder: Path) -> bool:
+        """Ask what has outlived the runner and its command to end, and kill it after the grace; whether there is any.
+
+        It would be in the next attempt's way.
+        """
+        left = marked(runner.NAME_VARIABLE, name)
+        if not left:
+            self._left.pop(name, None)
+            return False
+        is_new = name not in self._left
+        since = self._left.setdefault(name, time.monotonic())
+        grace_s = float(runner.read(folder / runner.ORDER).get("grace_s", 0.0))
+        is_late = time.monotonic() > since + grace_s
+        for process in left if is_new or is_late else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL if is_late else signal.SIGTERM)
+        return True
 
     def _folder(self, name: str, handle: Mapping[str, Any]) -> Path | None:
         """The attempt's; None if there is none."""
