@@ -107,11 +107,12 @@ class Access:
 
     def client_of(self, request: HTTPConnection) -> str:
         """Whose requests are counted together: a token's, also by its sessions, or else an address's."""
-        if credentials := request.headers.get("authorization"):
-            token = self._bearer(credentials)
-        else:
-            token = self._in_session(request.cookies.get(COOKIE, ""))
+        token = self._token(request)
         return f"token {token.name}" if token else f"address {address(request)}"
+
+    def is_known(self, request: HTTPConnection) -> bool:
+        """Whether whoever asks has said who they are, or nobody has to; their rights are not looked at."""
+        return self.is_open or self._token(request) is not None
 
     def sign_in(self, request: HTTPConnection, response: Response, token: str) -> Identity:
         """Give a browser a session for its token; raises UnauthorizedError, ForbiddenError, TooManyRequestsError."""
@@ -140,6 +141,11 @@ class Access:
         """What the forms of a page carry along; empty where there is no session to protect."""
         cookie = request.cookies.get(COOKIE, "")
         return self.sessions.csrf(cookie) if self._in_session(cookie) is not None else ""
+
+    def _token(self, request: HTTPConnection) -> Token | None:
+        if credentials := request.headers.get("authorization"):
+            return self._bearer(credentials)
+        return self._in_session(request.cookies.get(COOKIE, ""))
 
     def _bearer(self, credentials: str) -> Token | None:
         scheme, _, token = credentials.partition(" ")
