@@ -106,9 +106,9 @@ class Access:
         raise UnauthorizedError(f"it is not known who asks; {hint}")
 
     def client_of(self, request: HTTPConnection) -> str:
-        """Whose requests are counted together: a token's, also by its sessions, or else an address's."""
+        """Whose requests are counted together: a token's, also by its sessions, or else a site's."""
         token = self._token(request)
-        return f"token {token.name}" if token else f"address {address(request)}"
+        return f"token {token.name}" if token else f"address {_site(request)}"
 
     def is_known(self, request: HTTPConnection) -> bool:
         """Whether whoever asks has said who they are, or nobody has to; their rights are not looked at."""
@@ -164,7 +164,7 @@ class Access:
             return self.tokens.find(token)
 
     def _failed(self, request: HTTPConnection, message: str) -> Exception:
-        if wait := self.failures.take(address(request)):
+        if wait := self.failures.take(_site(request)):
             return TooManyRequestsError("too many wrong tokens have come from this address; wait a little", wait)
         return UnauthorizedError(message)
 
@@ -219,6 +219,16 @@ def is_loopback(host: str) -> bool:
 def address(request: HTTPConnection) -> str:
     """Where a request came from; uvicorn has put in what a proxy that is believed has said."""
     return request.client.host if request.client else "unknown"
+
+
+def _site(request: HTTPConnection) -> str:
+    """Whose an address is: of IPv6 a site has 2^64, any of which it may take, and is counted as one."""
+    text = address(request)
+    try:
+        found = ipaddress.IPv6Address(text.partition("%")[0])
+    except ValueError:
+        return text
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
 
 
 @contextlib.contextmanager
