@@ -13,6 +13,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _SOURCES = ("body", "query", "path", "header", "cookie")
 _SHOWN = 80
 _AS_JSON = "it is JSON, with the header Content-Type: application/json"
+# Lines that are told of what is wrong: nobody reads more, and each of ten thousand unknown keys takes its time.
+LINES_MOST = 50
 
 
 def validated(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
@@ -25,12 +27,16 @@ def validated(kind: type[_Model], values: Mapping[str, Any], source: str) -> _Mo
 
 
 def explained(problems: Iterable[Any], kind: Any = None) -> str:
-    """Pydantic's findings, a line each: which field, what is wrong, what would work.
+    """Pydantic's findings, a line each: which field, what is wrong, what would work; `LINES_MOST` of them.
 
     Args:
         kind: the model that was filled; without it an unknown key gets no suggestion.
     """
-    return "\n".join(dict.fromkeys(_line(problem, kind) for problem in problems))
+    found = list(problems)
+    lines = list(dict.fromkeys(_line(problem, kind) for problem in found[:LINES_MOST]))
+    if len(found) > LINES_MOST:
+        lines.append(f"and {len(found) - LINES_MOST:,} more")
+    return "\n".join(lines)
 
 
 def _line(problem: Any, kind: Any) -> str:

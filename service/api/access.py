@@ -107,12 +107,13 @@ class Access:
         raise UnauthorizedError(f"it is not known who asks; {hint}")
 
     def client_of(self, request: HTTPConnection) -> str:
-        """Whose requests are counted together: a token's, also by its sessions, or else an address's."""
-        if credentials := request.headers.get("authorization"):
-            token = self._bearer(credentials)
-        else:
-            token = self._in_session(request.cookies.get(COOKIE, ""))
-        return f"token {token.name}" if token else f"address {address(request)}"
+        """Whose requests are counted together: a token's, also by its sessions, or else a site's."""
+        token = self._token(request)
+        return f"token {token.name}" if token else f"address {_site(request)}"
+
+    def is_known(self, request: HTTPConnection) -> bool:
+        """Whether whoever asks has said who they are, or nobody has to; their rights are not looked at."""
+        return self.is_open or self._token(request) is not None
 
     def sign_in(self, request: HTTPConnection, response: Response, token: str) -> Identity:
         """Give a browser a session for its token; raises UnauthorizedError, ForbiddenError, TooManyRequestsError."""
@@ -142,6 +143,11 @@ class Access:
         cookie = request.cookies.get(COOKIE, "")
         return self.sessions.csrf(cookie) if self._in_session(cookie) is not None else ""
 
+    def _token(self, request: HTTPConnection) -> Token | None:
+        if credentials := request.headers.get("authorization"):
+            return self._bearer(credentials)
+        return self._in_session(request.cookies.get(COOKIE, ""))
+
     def _bearer(self, credentials: str) -> Token | None:
         scheme, _, token = credentials.partition(" ")
         return self._find(token.strip()) if scheme.lower() == "bearer" and token else None
@@ -159,7 +165,7 @@ class Access:
             return self.tokens.find(token)
 
     def _failed(self, request: HTTPConnection, message: str) -> Exception:
-        if wait := self.failures.take(address(request)):
+        if wait := self.failures.take(_site(request)):
             return TooManyRequestsError("too many wrong tokens have come from this address; wait a little", wait)
         return UnauthorizedError(message)
 
@@ -218,6 +224,16 @@ def is_loopback(host: str) -> bool:
 def address(request: HTTPConnection) -> str:
     """Where a request came from; uvicorn has put in what a proxy that is believed has said."""
     return request.client.host if request.client else "unknown"
+
+
+def _site(request: HTTPConnection) -> str:
+    """Whose an address is: of IPv6 a site has 2^64, any of which it may take, and is counted as one."""
+    text = address(request)
+    try:
+        found = ipaddress.IPv6Address(text.partition("%")[0])
+    except ValueError:
+        return text
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
 
 
 @contextlib.contextmanager

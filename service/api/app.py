@@ -52,7 +52,7 @@ def create(desk: Desk, controller: Controller, access: Access) -> FastAPI:
     )
     app.state.desk, app.state.controller, app.state.access = desk, controller, access
     app.state.meters, app.state.changes, app.state.followers = meters, changes, followers
-    app.state.streams, app.state.is_closing = Streams(limits.followers, meters), False
+    app.state.streams, app.state.is_closing = Streams(limits.followers, limits.followers_each, meters), False
     controller.on_change.append(changes.tell)
     app.state.questions, app.state.routes = Questions(), []
     for part in (job_routes, stream_routes, model_routes, service_routes, operations):

@@ -28,6 +28,7 @@ _MEANINGS = {
     401: "It is not known who asks.",
     403: "Whoever asks may not do that.",
     404: "There is no such job, file or model.",
+    408: "The body has not come in time.",
     409: "The job is in no state for that.",
     413: "The body is too long.",
     416: "The file has no such bytes; Content-Range says how many it has.",
@@ -60,7 +61,7 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_to(app: FastAPI) -> None:
-    """Let every operation with a body say that the body may be too long, and all that an id comes back."""
+    """Let every operation with a body say that the body may be too long or too slow, and all that an id comes back."""
     inner = app.openapi
 
     def described() -> dict[str, Any]:
@@ -72,9 +73,9 @@ def add_to(app: FastAPI) -> None:
         for operations in content["paths"].values():
             for operation in operations.values():
                 if "requestBody" in operation:
-                    operation["responses"].setdefault(
-                        "413", {"description": _MEANINGS[413], "content": {"application/json": {"schema": fault}}}
-                    )
+                    for status in (408, 413):
+                        told = {"description": _MEANINGS[status], "content": {"application/json": {"schema": fault}}}
+                        operation["responses"].setdefault(str(status), told)
                 for response in operation["responses"].values():
                     response.setdefault("headers", {}).setdefault("X-Request-ID", request_id)
         # FastAPI's own shape of validation errors, which nothing here answers with.

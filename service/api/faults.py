@@ -51,6 +51,12 @@ class TooLargeError(LorotError):
     exit_code = 2
 
 
+class SlowError(LorotError):
+    """A request's body does not come."""
+
+    exit_code = 2
+
+
 class TooManyRequestsError(LorotError):
     """A client asks too often, or for too much at once."""
 
@@ -76,6 +82,7 @@ STATUSES: tuple[tuple[type[LorotError], int], ...] = (
     (UnauthorizedError, 401),
     (ForbiddenError, 403),
     (HostError, 400),
+    (SlowError, 408),
     (TooLargeError, 413),
     (RangeError, 416),
     (TooManyRequestsError, 429),

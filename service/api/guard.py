@@ -3,6 +3,7 @@
 Request id, the name the service was called by, rate and body limits, security headers, the access log, the audit log.
 """
 
+import asyncio
 import re
 import secrets
 import time
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access import Access, address
 from service.api.audit import Audit
-from service.api.faults import HostError, TooLargeError, TooManyRequestsError, answer, told
+from service.api.faults import HostError, SlowError, TooLargeError, TooManyRequestsError, answer, told
 from service.api.limits import Buckets
 from service.api.meters import Meters
 from service.api.structured_log import ACCESS, SERVICE
@@ -25,6 +26,10 @@ from service.errors import LorotError
 PROBES = ("/healthz", "/readyz")
 # Asked by the console's form at every pause of somebody who types: counted apart, lest they be turned away elsewhere.
 LOOKS = ("/submit/look",)
+# What somebody unknown may send: a token that logs in, and where to go then.
+STRANGERS_BYTES = 16_384
+# For all of a body to come, seconds.
+BODY_S = 60.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 _NAMES = ("localhost", "127.0.0.1", "::1")
@@ -96,7 +101,12 @@ class Guard:
             self._note(scope, sent, time.perf_counter() - started_s)
 
     async def _admitted(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The request's body, None for none; raises HostError, TooManyRequestsError, TooLargeError."""
+        """The request's body, None for none.
+
+        Raises:
+            HostError, TooManyRequestsError, TooLargeError, SlowError: it is not heard.
+            UnauthorizedError: it is long, and nobody knows who sends it.
+        """
         request = HTTPConnection(scope)
         if scope["path"] not in PROBES:
             self._check_host(request.headers.get("host", ""))
@@ -106,9 +116,23 @@ class Guard:
         length = request.headers.get("content-length")
         if length is None and "transfer-encoding" not in request.headers:
             return None
-        if length is not None and length.isdecimal() and int(length) > self._body_bytes:
-            raise self._too_large()
-        return await self._read(receive)
+        # Routes ask who it is once there is a body; until then it is in memory here.
+        is_known = self._access.is_known(request)
+        most = self._body_bytes if is_known else min(STRANGERS_BYTES, self._body_bytes)
+        body = None
+        if length is None or not length.isdecimal() or int(length) <= most:
+            try:
+                async with asyncio.timeout(BODY_S):
+                    body = await self._read(receive, most)
+            except TimeoutError:
+                raise SlowError(f"the body has not come within {BODY_S:g} s") from None
+        if body is None:
+            if not is_known:
+                self._access.identify(request)
+            raise TooLargeError(
+                f"the body is longer than {most:,} bytes; data belongs below a data root, not into a request"
+            )
+        return body
 
     def _check_host(self, host: str) -> None:
         """A page elsewhere may give its own name our address; its requests then come with that name."""
@@ -118,7 +142,9 @@ class Guard:
         if name not in self._hosts:
             raise HostError(f"this service is not {host[:200]!r}; setting hosts=[{name[:200]}] would let that name in")
 
-    async def _read(self, receive: Receive) -> bytes:
+    @staticmethod
+    async def _read(receive: Receive, most: int) -> bytes | None:
+        """All of it; None if it is longer than `most` bytes."""
         parts: list[bytes] = []
         total = 0
         while True:
@@ -127,15 +153,10 @@ class Guard:
                 return b"".join(parts)
             parts.append(message.get("body", b""))
             total += len(parts[-1])
-            if total > self._body_bytes:
-                raise self._too_large()
+            if total > most:
+                return None
             if not message.get("more_body", False):
                 return b"".join(parts)
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(
-            f"the body is longer than {self._body_bytes:,} bytes; data belongs below a data root, not into a request"
-        )
 
     def _note(self, scope: Scope, sent: Mapping[str, int], took_s: float) -> None:
         state, method = scope["state"], scope["method"]

@@ -1,5 +1,6 @@
 """`lorot serve`: one process with the record, the controller, the API and the console, and its orderly end."""
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -9,8 +10,10 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.api import app as application
 from service.api import server_note, structured_log
@@ -22,8 +25,40 @@ from service.jobs.settings import ServiceSettings
 
 # From a request to end to the end of what is still answered.
 _GRACE_S = 10
+# For the head of a request to come, once it is awaited.
+HEAD_S = 30.0
 # As in malloc.h.
 _M_ARENA_MAX = -8
+
+
+class Timed(H11Protocol):
+    """A connection that is let go of if the head of a request does not come in time.
+
+    Others would wait for it for ever, until no file can be opened any more.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
+            self._in_time()
+        elif self._late is None:
+            # A further request has begun, or of one that was answered the body still comes.
+            self._late = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._in_time()
+        super().connection_lost(exc)
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class _Server(uvicorn.Server):
@@ -110,6 +145,8 @@ def _set_aside() -> None:
 def _server(app: FastAPI, settings: ServiceSettings) -> _Server:
     config = uvicorn.Config(
         app,
+        http=Timed,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -67,7 +67,7 @@ async def logs(
         access: Access = request.app.state.access
         followers.place(last_event_id or "", attempt)
         events = followers.follow(job.id, attempt=attempt, node=node, tail=tail, last_id=last_event_id or "")
-        return streams.answer(events, lambda: access.identify(request))
+        return streams.answer(events, access.client_of(request), lambda: access.identify(request))
     if not job.attempts:
         return Response(b"", media_type="text/plain; charset=utf-8")
     pieces = desk.logs(job.id, attempt=attempt, node=node, tail=tail)
@@ -96,7 +96,8 @@ async def events(request: Request, who: Reader, last_event_id: LastEventId = Non
     changes: Changes = request.app.state.changes
     streams: Streams = request.app.state.streams
     access: Access = request.app.state.access
-    return streams.answer(changes.listen(last_event_id or ""), lambda: access.identify(request))
+    listening = changes.listen(last_event_id or "")
+    return streams.answer(listening, access.client_of(request), lambda: access.identify(request))
 
 
 def _check_place(job: Job, attempt: int | None, node: int) -> None:

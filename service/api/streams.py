@@ -1,6 +1,7 @@
 """Answers that do not end by themselves: how many there may be, and that each gives its place back."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import cast
 
@@ -16,16 +17,24 @@ _WAIT_S = 10.0
 
 
 class Streams:
-    """The places for event streams, of all clients together. Used in the event loop alone."""
+    """The places for event streams. Used in the event loop alone.
 
-    def __init__(self, most: int, meters: Meters) -> None:
+    Args:
+        most: of all clients together.
+        most_each: of one of them, so that nobody takes the others' places.
+    """
+
+    def __init__(self, most: int, most_each: int, meters: Meters) -> None:
         self._most = most
+        self._most_each = most_each
         self._meters = meters
+        self._held: Counter[str] = Counter()
 
-    def answer(self, events: AsyncIterator[bytes], check: Callable[[], object]) -> "EventStream":
+    def answer(self, events: AsyncIterator[bytes], client: str, check: Callable[[], object]) -> "EventStream":
         """These events as an answer.
 
         Args:
+            client: whose place it takes, as `Access.client_of` says.
             check: raises a LorotError once whoever listens may not any more; asked about every 15 s, and ends it.
 
         Raises:
@@ -33,8 +42,19 @@ class Streams:
         """
         if self._meters.streams >= self._most:
             raise TooManyRequestsError(f"{self._most} event streams are open already, which is the most here", _WAIT_S)
+        if self._held[client] >= self._most_each:
+            raise TooManyRequestsError(
+                f"{self._most_each} event streams of yours are open already, which is the most of one client", _WAIT_S
+            )
         self._meters.streams += 1
-        return EventStream(_while_allowed(events, check), self._meters)
+        self._held[client] += 1
+        return EventStream(_while_allowed(events, check), lambda: self._give_back(client))
+
+    def _give_back(self, client: str) -> None:
+        self._meters.streams -= 1
+        self._held[client] -= 1
+        if not self._held[client]:
+            del self._held[client]
 
 
 async def _while_allowed(events: AsyncIterator[bytes], check: Callable[[], object]) -> AsyncIterator[bytes]:
@@ -59,14 +79,14 @@ class EventStream(StreamingResponse):
 
     media_type = sse.MEDIA_TYPE
 
-    def __init__(self, events: AsyncIterator[bytes], meters: Meters) -> None:
+    def __init__(self, events: AsyncIterator[bytes], give_back: Callable[[], None]) -> None:
         super().__init__(events, headers=sse.HEADERS)
-        self._meters = meters
+        self._give_back = give_back
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._meters.streams -= 1
+            self._give_back()
             # What it has open is closed now, not when the garbage is collected.
             await cast(AsyncGenerator[bytes, None], self.body_iterator).aclose()

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from service.commands import job_service, job_tables
 from service.errors import ConfigError
+from service.commands.terminal_text import harmless
 from service.jobs import traits
 
 if TYPE_CHECKING:
@@ -245,9 +246,10 @@ def logs(
     token_file: TokenFile = None,
     settings: Settings = None,
 ) -> None:
-    """Print what a job has written."""
+    """Print what a job has written; on a terminal without what that would obey."""
     with service(server, token_file, settings) as desk:
-        for piece in desk.logs(job_id, attempt=attempt, node=node, tail=tail, follow=follow):
+        pieces = desk.logs(job_id, attempt=attempt, node=node, tail=tail, follow=follow)
+        for piece in harmless(pieces) if sys.stdout.isatty() else pieces:
             sys.stdout.buffer.write(piece)
             if follow:
                 sys.stdout.buffer.flush()

@@ -19,6 +19,8 @@ Settings = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings on top.", show_default=False)
 ]
+# An argument is seen by all users of the machine, with the password that it may hold; a variable is not.
+_DATABASE = "LOROT_DATABASE"
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -34,7 +36,8 @@ def backup(
     overrides: Overrides = None,
     settings: Settings = None,
     database: Annotated[
-        str | None, typer.Option(help="Tracking database; needed if the service speaks to a tracking server.")
+        str | None,
+        typer.Option(envvar=_DATABASE, help="Tracking database; needed if the service speaks to a tracking server."),
     ] = None,
     artifacts: Annotated[
         str | None,
@@ -72,7 +75,10 @@ def restore(
     source: Annotated[Path, typer.Argument(help="Archive of `lorot backup`.", show_default=False)],
     folder: Annotated[Path, typer.Argument(help="A new or an empty folder.", show_default=False)],
     database: Annotated[
-        str | None, typer.Option(help="Empty PostgreSQL database, if the backup is of one: postgresql://HOST/NAME.")
+        str | None,
+        typer.Option(
+            envvar=_DATABASE, help="Empty PostgreSQL database, if the backup is of one: postgresql://HOST/NAME."
+        ),
     ] = None,
     artifacts: Annotated[
         str | None,

@@ -61,7 +61,7 @@ print(json.dumps([[name for name in absent if importlib.util.find_spec(name)], o
     assert (code, json.loads(said)) == (0, [[], 1000])
     assert engine.size_bytes(service) < SERVICE_BYTES
     configuration = engine.client.api.inspect_image(service)["Config"]
-    assert configuration["User"] == "lorot"
+    assert configuration["User"] == "1000:1000"
     assert "healthz" in str(configuration["Healthcheck"]["Test"])
 
 
@@ -103,7 +103,7 @@ def test_the_workers_image_trains_read_only_as_nobody_special_and_without_a_netw
 ) -> None:
     image = composition.build_worker(engine)
     configuration = engine.client.api.inspect_image(image)["Config"]
-    assert (configuration["User"], configuration["Healthcheck"]["Test"]) == ("lorot", ["NONE"])
+    assert (configuration["User"], configuration["Healthcheck"]["Test"]) == ("1000:1000", ["NONE"])
     assert engine.size_bytes(image) < WORKER_BYTES
     code, said = run(engine, image, "--help")
     assert (code, "Usage" in said) == (0, True), said

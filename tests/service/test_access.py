@@ -358,6 +358,16 @@ def test_wrong_tokens_are_counted_by_address_and_right_ones_are_still_let_in(
         assert here.client.get("/v1/jobs", headers=right).status_code == 200
 
 
+def test_all_addresses_that_one_client_may_take_are_counted_together(here: Served) -> None:
+    one = {here.access.client_of(request(client=f"2001:db8:7:1::{number:x}")) for number in range(1, 5)}
+    other = here.access.client_of(request(client="2001:db8:7:2::1"))
+    assert len({*one, other}) == 2
+    # As a socket for both kinds has it.
+    mapped = here.access.client_of(request(client="::ffff:10.0.0.1"))
+    assert mapped == here.access.client_of(request(client="10.0.0.1"))
+    assert mapped != here.access.client_of(request(client="::ffff:10.0.0.2"))
+
+
 @pytest.mark.parametrize("credentials", ["Basic bG9yb3Q6", "Bearer", "Bearer ", "lorot_x", "bearer lorot_x y"])
 def test_what_is_no_token_is_refused_even_where_none_is_needed(here: Served, credentials: str) -> None:
     assert here.client.get("/v1/jobs", headers={"Authorization": credentials}).status_code == 401

@@ -1,5 +1,6 @@
 """What every request passes: names, sizes, how often; what every answer carries; and what the logs say of it."""
 
+import asyncio
 import io
 import json
 import logging
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from starlette.types import Message
+from uvicorn.server import ServerState
 
-from service.api import structured_log
+from service.api import guard, server, structured_log
 from service.api.audit import KEPT, Audit
 from service.api.limits import Buckets
 from service.jobs.job import Job
@@ -302,3 +306,78 @@ def test_a_failure_is_counted_once_however_often_it_is_told(here: Served) -> Non
     again: Job = here.end(job.id, 1)
     assert again.state == "failed"
     assert count() == 2
+
+
+def test_who_is_not_known_fills_no_memory_with_bodies(place: str, tmp_path: Path) -> None:
+    with served(tmp_path, place) as here:
+        long = json.dumps({"spec": spec(environment={"A": "x" * 5000, "B": "x" * 8000, "C": "x" * 8000})}).encode()
+        assert len(long) > guard.STRANGERS_BYTES
+        kind = {"Content-Type": "application/json"}
+        answer = here.client.post("/v1/jobs", content=long, headers=kind)
+        assert answer.status_code == 201, "nobody has to say who they are"
+        ann = here.token("ann", "submit")
+        assert here.client.post("/v1/jobs", content=long, headers=ann | kind).status_code == 201
+        # No JSON: who has read all of it says so.
+        for content in (b"x" * 20_000, iter([b"x" * 10_000] * 2)):
+            for headers in ({}, {"Authorization": "Bearer lorot_wrong"}, {"Cookie": "lorot_session=a|1|b|c"}):
+                answer = here.client.post("/v1/jobs", content=content, headers=headers | kind)
+                assert (answer.status_code, answer.json()["error"]["type"]) == (401, "UnauthorizedError")
+
+
+def test_a_body_that_does_not_come_is_not_awaited_for_ever(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not sent:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    head = [(b"host", b"localhost"), (b"content-length", b"10")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": head, "query_string": b""}
+    asyncio.run(here.app(scope | {"client": ("10.0.0.9", 1), "scheme": "http", "root_path": ""}, receive, send))
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["type"] == "SlowError"
+
+
+def test_connections_on_which_no_request_comes_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 1.0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1.2)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def ask(port: int, *parts: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answer = b""
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            if part.endswith(b"\r\n\r\n"):
+                answer += await reader.readuntil(b"ok")
+        answer += await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+        return answer
+
+    async def tried() -> list[bytes]:
+        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=3600)
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(lambda: server.Timed(config, state, {}), "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        whole, part = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: "
+        unread = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+        asked = (), (part,), (whole, part), (unread, b"abc")
+        found = await asyncio.gather(*(ask(port, *parts) for parts in asked))
+        listening.close()
+        return found
+
+    nothing, cut, then_cut, then_body = asyncio.run(tried())
+    assert (nothing, cut) == (b"", b"")
+    assert then_cut.startswith(b"HTTP/1.1 200"), "an answer may take longer than a request"
+    assert then_body.startswith(b"HTTP/1.1 200"), "what nobody reads may not go on for ever either"

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from service import client
 from service.api import sse
 from service.api.changes import Changes
+from service.api.faults import TooManyRequestsError
 from service.api.followers import Followers
 from service.api.growing_log import PIECE_BYTES, GrowingLog, cut
+from service.api.streams import Streams
 from service.errors import BackendError, ConfigError
 from service.jobs.job import Job
 from service.jobs.spec import JobSpec
@@ -347,6 +350,44 @@ def test_a_place_in_the_streams_is_given_back(place: str, tmp_path: Path) -> Non
         answer = here.client.get(f"/v1/jobs/{job.id}/logs", **asked)  # type: ignore[arg-type]
         assert answer.status_code == 429
         assert "retry-after" in answer.headers
+
+
+def test_nobody_takes_the_places_of_all_others(here: Served) -> None:
+    async def events() -> AsyncIterator[bytes]:
+        yield sse.KEEPALIVE
+
+    async def tried() -> None:
+        streams = Streams(3, 2, here.app.state.meters)
+        first, _ = (streams.answer(events(), "token ann", lambda: None) for _ in range(2))
+        with pytest.raises(TooManyRequestsError, match="2 event streams of yours"):
+            streams.answer(events(), "token ann", lambda: None)
+        streams.answer(events(), "token ben", lambda: None)
+        with pytest.raises(TooManyRequestsError, match="3 event streams are open"):
+            streams.answer(events(), "token eve", lambda: None)
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            """Nobody looks."""
+
+        await first({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+        streams.answer(events(), "token ann", lambda: None)
+
+    asyncio.run(tried())
+
+
+def test_who_follows_is_counted_by_their_token(place: str, tmp_path: Path) -> None:
+    with served(tmp_path, place, limits={"followers_each": 1}) as here:
+        job = here.run(here.submit()["id"])
+        here.end(job.id)
+        here.app.state.streams._held["token ann"] = 1
+        for name, status in (("ann", 429), ("ben", 200)):
+            headers = here.token(name, "read")
+            for path, asked in ((f"/v1/jobs/{job.id}/logs", {"follow": "true"}), ("/v1/events", {})):
+                if status == 429 or asked:
+                    assert here.client.get(path, params=asked, headers=headers).status_code == status
 
 
 def job_of(number: int) -> Job:

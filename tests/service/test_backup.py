@@ -359,6 +359,16 @@ def operated(settings: ServiceSettings, tmp_path: Path) -> Callable[..., str]:
     return run
 
 
+def test_the_databases_address_need_not_stand_where_all_users_of_the_machine_see_it(
+    operated: Callable[..., str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOROT_DATABASE", place)
+    operated("backup", "b.tar", "tracking_uri=http://127.0.0.1:9", "--settings", "service.yaml", "--without-artifacts")
+    monkeypatch.setenv("LOROT_DATABASE", "postgresql://ann:word@h/db")
+    with pytest.raises(ConfigError, match="--database"):
+        operated("restore", "b.tar", "other")
+
+
 def test_the_commands_make_a_backup_and_bring_it_back(operated: Callable[..., str], place: str, tmp_path: Path) -> None:
     before = told(place)
     operated("backup", "b.tar", "--settings", "service.yaml")

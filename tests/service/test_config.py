@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import config
+from service import config, explaining
 from service.config import JobConfig
 from service.errors import ConfigError
 
@@ -275,3 +275,17 @@ def test_the_view_holds_the_augmentations_ready_to_draw() -> None:
     view = config.view(config.resolve({"data": {"augment": augment, "eval_size": 256}}).data)
     assert (view.size, view.eval_size, len(view.slots)) == (224, 256, 5)
     assert view.augment[1].scale == (0.1, 0.2)
+
+
+def test_who_sends_ten_thousand_wrong_keys_is_told_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[str] = []
+
+    def nothing(word: str, *_: object, **__: object) -> list[str]:
+        sought.append(word)
+        return []
+
+    monkeypatch.setattr("difflib.get_close_matches", nothing)
+    lines = refusal({f"k{number}": 1 for number in range(10_000)}).splitlines()
+    assert len(lines) == explaining.LINES_MOST + 2
+    assert lines[-1].strip() == f"and {10_000 - explaining.LINES_MOST:,} more"
+    assert len(sought) == explaining.LINES_MOST, "each takes its time, which anybody who may ask could take"

@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.jobs.spec import num_bytes
 from tests.service import kueue_schema
 from tests.service.kubernetes_schemas import validate
 from tests.service.kustomization import build
@@ -170,6 +171,35 @@ def test_pods_reach_what_they_need_and_nothing_else(documents: Documents) -> Non
         for other in (service, work):
             assert not allowed(documents, other, named("postgres"), 5432)
             assert not allowed(documents, other, named("store"), 8333)
+
+
+def test_everybody_may_ask_for_names_also_of_a_machines_own_cache(documents: Documents) -> None:
+    for name in templates(documents):
+        assert allowed(documents, named(name), "169.254.20.10", 53), name
+        assert not allowed(documents, named(name), "169.254.169.254", 53), name
+
+
+def test_the_services_pod_has_room_for_the_logs_that_may_be_followed(documents: Documents, tmp_path: Path) -> None:
+    from service.api import followers
+
+    most = told(documents, tmp_path).limits.followers + followers._MOST_LINGERING - followers._LARGE_SPOOLS
+    spools = followers.SPOOL_BYTES * (followers._LARGE_SPOOLS + most / followers._SMALLER)
+    (volume,) = (one for one in templates(documents)["lorot"]["spec"]["volumes"] if one["name"] == "tmp")
+    size = num_bytes(volume["emptyDir"]["sizeLimit"])
+    # Beside what else lies there.
+    assert size > spools + 2**30, "the kubelet evicts a pod that has more"
+
+
+def test_what_drains_and_upgrades_speak_of_is_there(documents: Documents) -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    kept = {name for name, one in of_kind(documents, "PodDisruptionBudget").items() if "minAvailable" in one["spec"]}
+    for name in kept:
+        assert f"{name}-0" in guide.partition("### Drain a machine")[2].partition("###")[0], "a drain waits for it"
+        assert name in of_kind(documents, "StatefulSet")
+    if kept:
+        (server,) = templates(documents)["mlflow"]["spec"]["containers"]
+        assert "MLFLOW_BACKEND_STORE_URI" in {entry["name"] for entry in server["env"]}
+        assert '"$(MLFLOW_BACKEND_STORE_URI)"' in guide
 
 
 def test_jobs_alone_reach_an_object_store_where_that_is_switched_on(documents: Documents) -> None:

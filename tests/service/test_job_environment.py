@@ -89,6 +89,7 @@ def test_a_local_job_inherits_what_it_needs_and_its_password_is_in_no_file(
     for name in (
         "SERVICE_PASSWORD",
         "LOROT_TOKEN",
+        "LOROT_DATABASE",
         "LOROT_RUN_ID",
         "LOROT_CACHE",
         "AWS_PROFILE",
@@ -100,7 +101,7 @@ def test_a_local_job_inherits_what_it_needs_and_its_password_is_in_no_file(
     orders.prepare(made, own, {})
     local.Local(own).start(made)
     (env,) = started
-    assert not env.keys() & {"SERVICE_PASSWORD", "LOROT_TOKEN", "LOROT_RUN_ID"}
+    assert not env.keys() & {"SERVICE_PASSWORD", "LOROT_TOKEN", "LOROT_DATABASE", "LOROT_RUN_ID"}
     assert (env["LOROT_CACHE"], env["AWS_PROFILE"], env["PATH"]) == ("inherited", "inherited", os.environ["PATH"])
     assert env["MLFLOW_TRACKING_URI"] == URI
     files = [path for path in made.folder.rglob("*") if path.is_file()]
