@@ -221,7 +221,7 @@ class RunFolder:
 def parse_metrics(lines: Iterable[str | bytes]) -> list[dict[str, float]]:
     """The records in lines of a metrics.jsonl, numbers only; a line that holds none is left out.
 
-    A job writes what it likes: of integers only those are taken that a float can hold, so that any may be reckoned with.
+    A job writes what it likes: integers that no float holds, which nobody could reckon with, are left out.
     """
     records = []
     for line in lines:

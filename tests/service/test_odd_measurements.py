@@ -100,7 +100,9 @@ def test_what_is_not_finite_is_said_to_be_so(here: Service) -> None:
 
 @pytest.mark.parametrize("last", [math.nan, math.inf, -1e308])
 def test_a_curve_that_ends_in_what_cannot_be_drawn_says_so_beside_its_last_point(last: float) -> None:
-    chart = line_chart("Loss", [Series("training", [(0, 2.0), (10, 1.0), (20, last)]), Series("other", [(5, 1.0)])], "x")
+    chart = line_chart(
+        "Loss", [Series("training", [(0, 2.0), (10, 1.0), (20, last)]), Series("other", [(5, 1.0)])], "x"
+    )
     assert str(chart).count("then not finite") == 1
     assert "training ends at 1, then it is not finite, other ends at 1<" in str(chart)
     assert "not finite" not in str(line_chart("Loss", [Series("training", [(0, last), (10, 1.0)])], "x"))
