@@ -13,6 +13,8 @@ _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 34
 # More points than this make a chart heavier and not finer.
 _MOST_POINTS = 300
+# Beyond it differences are not finite any more, and below its inverse they are none.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
         percent: y values are fractions, shown in per cent.
     """
     drawn = [replace(one, points=_thin(one.points)) for one in series]
+    lost = {one.name for one in series if one.points and not _is_drawn(one.points[-1])}
     drawn = [one for one in drawn if one.points]
     if not drawn:
         return Markup("")
@@ -87,6 +90,11 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
             )
         last = one.points[-1][1]
         summary.append(f"{one.name} ends at {f'{last:.1%}' if percent else short(last)}")
+        if one.name in lost:
+            # Beside the last point, on the side where there is room.
+            at_left = placed[-1][0] < _WIDTH / 2
+            parts.append(_text("then not finite", placed[-1][0], placed[-1][1] - 8, "start" if at_left else "end"))
+            summary[-1] += ", then it is not finite"
     return _svg(_WIDTH, _HEIGHT, f"{title}: {', '.join(summary)}", parts)
 
 
@@ -202,8 +210,8 @@ def boxed_picture(
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten) that span low .. high, roughly `about` of them."""
-    if not high > low:
-        high = low + (abs(low) or 1.0)
+    if not high - low > 1 / _LARGEST:
+        high = low + (abs(low) if abs(low) > 1 / _LARGEST else 1.0)
     step = 10 ** math.floor(math.log10((high - low) / about))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * step * about >= (high - low) * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -237,9 +245,14 @@ def _dashes(series: Series) -> dict[str, str]:
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    kept = [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    kept = [(float(x), float(y)) for x, y in points if _is_drawn((x, y))]
     stride = -(-len(kept) // _MOST_POINTS)
     return kept if stride <= 1 else [*kept[:-1:stride], kept[-1]]
+
+
+def _is_drawn(point: tuple[float, float]) -> bool:
+    """Whether both are finite, and so are differences of such."""
+    return all(abs(value) < _LARGEST for value in point)
 
 
 def _cut(name: str) -> str:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from service.errors import ConfigError, LorotError, StorageError
 
@@ -25,6 +25,8 @@ _RESERVE = ".reserve"
 _LAUNCH = "launch.json"
 _END = "end.json"
 _RESERVE_BYTES = 256 * 1024
+# Integers beyond it are not what they were once they are floats.
+_MOST_COUNTED = 2**53
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,22 @@ class RunFolder:
 
 
 def parse_metrics(lines: Iterable[str | bytes]) -> list[dict[str, float]]:
-    """The records in lines of a metrics.jsonl, numbers only; a line that holds none is left out."""
+    """The records in lines of a metrics.jsonl, numbers only; a line that holds none is left out.
+
+    A job writes what it likes: integers that no float holds, which nobody could reckon with, are left out.
+    """
     records = []
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append({key: value for key, value in record.items() if isinstance(value, int | float)})
+        if isinstance(record, dict) and is_count(record.get("step")):
+            numbers = {key: value for key, value in record.items() if isinstance(value, float) or is_count(value)}
+            records.append(numbers)
     return records
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it is an integer that a float holds exactly; True and False are none."""
+    return type(value) is int and abs(value) <= _MOST_COUNTED

@@ -1,5 +1,6 @@
 """How the console says things: states, times, amounts, where a job runs, what a program wrote."""
 
+import math
 import re
 import signal
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ STATES: Mapping[str, str] = {
     "killed": "was stopped",
 }
 # How metrics begin whose values are fractions.
-_SHARES = ("top1", "top5", "gt_known", "AP", "max_box_acc")
+_SHARES = ("top1", "top5", "gt_known", "AP", "max_box_acc", "centre_box")
 # Terminal escapes: CSI (colours, cursor), OSC (titles, links), and the other two-character ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?|\x9b[0-?]*[ -/]*[@-~]")
 # Invisible ones that could make a line read otherwise than it is: controls, and marks of the writing direction.
@@ -105,6 +106,8 @@ def tail(pieces: Iterable[bytes], most_bytes: int = 200_000) -> str:
 
 def number(value: float) -> str:
     """A metric's value in at most four digits, thousands parted."""
+    if not math.isfinite(value):
+        return "not finite"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 

@@ -384,7 +384,7 @@ def _place(cursor: str) -> tuple[float, str]:
     try:
         submitted_s, job_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return -float(submitted_s), _last(str(job_id))
-    except (binascii.Error, ValueError, TypeError):
+    except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError):
         raise ConfigError(f"cursor: {cursor!r} is none; take `next` of the page before") from None
 
 

@@ -1,12 +1,13 @@
 """What a job has measured so far: its run folder's metrics.jsonl, or what MLflow has of it. Imports no torch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from service import plain_files, store
 from service.jobs.orders import RUN
-from service.run_folder import parse_metrics
+from service.run_folder import is_count, parse_metrics
 
 _METRICS = f"{RUN}/metrics.jsonl"
 # Of a longer file the end is told.
@@ -14,6 +15,8 @@ _MOST_BYTES = 64 << 20
 _TAIL_BYTES = 64 << 10
 # Of the last records, by which the rest is estimated.
 _WINDOW = 20
+# Ten years: what takes longer is not known to.
+_LONGEST_S = 3.2e8
 
 
 def metrics(folder: Path, uri: str, job_id: str) -> list[dict[str, float]]:
@@ -38,7 +41,7 @@ def progress(folder: Path, *, is_running: bool) -> dict[str, Any]:
     records = _last_records(folder, _TAIL_BYTES)
     found: dict[str, Any] = {}
     total = _about(folder).get("total_steps")
-    if isinstance(total, int):
+    if is_count(total):
         found["total_steps"] = total
     if not records:
         return found
@@ -49,13 +52,13 @@ def progress(folder: Path, *, is_running: bool) -> dict[str, Any]:
         last.update({key: value for key, value in record.items() if key not in ("step", "time_s")})
     found["metrics"] = last
     for name in ("images_per_s", "data_wait_share"):
-        if f"train/{name}" in last:
+        if math.isfinite(last.get(f"train/{name}", math.nan)):
             found[name] = last[f"train/{name}"]
-    if isinstance(total, int) and total > 0:
-        found["share"] = min(1.0, step / total)
+    if is_count(total) and total > 0:
+        found["share"] = min(1.0, max(0, step) / total)
         rate = _steps_per_s(records[-_WINDOW:])
-        if is_running and rate:
-            found["eta_s"] = max(0, total - step) / rate
+        if is_running and rate > 0 and (eta_s := max(0, total - step) / rate) < _LONGEST_S:
+            found["eta_s"] = eta_s
     return found
 
 
@@ -71,7 +74,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """The run's run.json; empty if there is none or it is damaged."""
     try:
         content = json.loads(plain_files.text(folder, f"{RUN}/run.json"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -97,7 +97,7 @@ def said(job: Job, attempt: Attempt, settings: ServiceSettings) -> str:
         with plain_files.reading(folder, f"{orders.RUN}/error.json") as file:
             is_its_own = os.fstat(file.fileno()).st_mtime >= attempt.started_s - 1
             error = json.loads(file.read(_ERROR_BYTES)) if is_its_own else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     told = error.get("message") if isinstance(error, dict) else None
     return told.splitlines()[0][:_SAID_CHARS] if isinstance(told, str) and told else ""

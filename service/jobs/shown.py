@@ -66,7 +66,7 @@ def configuration(folder: Path) -> dict[str, Any]:
     """What a job's job.yaml holds; empty if there is none, or it cannot be read."""
     try:
         content = yaml.safe_load(plain_files.text(folder, CONFIGURATION))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 

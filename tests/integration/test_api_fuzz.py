@@ -22,7 +22,6 @@ import json
 import os
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,6 @@ from urllib.parse import urlencode
 
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -41,6 +39,7 @@ from service import store
 from service.api import questions
 from tests.integration.processes import await_
 from tests.service.api_shelf import Served, served, spec
+from tests.service.listening import listening
 
 pytestmark = pytest.mark.integration
 
@@ -103,10 +102,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with pytest.MonkeyPatch.context() as patch, served(folder, uri, limits=limits) as service:
         # On a busy machine MLflow may need longer than a page waits: that is a 503, which is rightly no 2xx.
         patch.setattr(questions, "within", lambda timeout_s, question: question())
-        place = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
-        thread.start()
         jobs = [service.submit(name=f"n{number}")["id"] for number in range(4)]
         ended = service.run(jobs[0])
         service.shelves["docker"].write(ended.attempts[0].name, b"line\n\xff\r\n")
@@ -117,10 +112,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         del description["paths"]["/v1/events"]
         logs = description["paths"]["/v1/jobs/{job_id}/logs"]["get"]
         logs["parameters"] = [one for one in logs["parameters"] if one["name"] != "follow"]
-        url = f"http://127.0.0.1:{place.getsockname()[1]}"
-        yield Target(service, url, description, service.token("root", "admin"), jobs)
-        server.should_exit = True
-        thread.join()
+        with listening(service.app) as url:
+            yield Target(service, url, description, service.token("root", "admin"), jobs)
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["allowed", "forbidden"])

@@ -85,6 +85,8 @@ def test_the_end_of_a_long_log_begins_with_a_whole_line() -> None:
         ("train/loss", 1.23456, "1.235"),
         ("train/images_per_s", 12345.6, "12,346"),
         ("val/AP50", 0.5, "50.0%"),
+        ("wsol.centre_box@0.5", 0.412, "41.2%"),
+        ("train/loss", float("nan"), "not finite"),
     ],
 )
 def test_a_metric_is_told_as_people_read_it(name: str, value: float, said: str) -> None:

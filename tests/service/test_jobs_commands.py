@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import typer
-import uvicorn
 import yaml
 from rich.console import Console
 
@@ -29,6 +28,7 @@ from service.jobs.job import Attempt, Job
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.service.api_shelf import Served, served, spec
+from tests.service.listening import listening
 
 app = typer.Typer()
 jobs.add_to(app)
@@ -54,20 +54,6 @@ def _plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
-@contextlib.contextmanager
-def listening(service: Served) -> Iterator[str]:
-    """The service on a port of its own."""
-    place = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{place.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture
 def here(place: str, tmp_path: Path) -> Iterator[Served]:
     with served(tmp_path, place) as service:
@@ -76,7 +62,7 @@ def here(place: str, tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def url(here: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with listening(here) as address:
+    with listening(here.app) as address:
         monkeypatch.setenv("LOROT_SERVER", address)
         yield address
 
@@ -345,7 +331,7 @@ def test_a_dry_run_for_a_service_prints_manifests_by_its_settings_and_not_by_tho
 ) -> None:
     theirs = {"enabled": True, "namespace": "theirs", "images": ["their/*"], "kubeconfig": str(tmp_path / "absent")}
     more: dict[str, Any] = {"backends": {"kubernetes": theirs}, "worker_tracking_uri": "http://their-mlflow:5000"}
-    with served(tmp_path / "service", place, **more) as here, listening(here) as url:
+    with served(tmp_path / "service", place, **more) as here, listening(here.app) as url:
         line = ["submit", "--backend", "kubernetes", "--dry-run", "--server", url, "--settings", in_a_cluster()]
         for form, kind in (("objects", "Job"), ("trainjob", "TrainJob")):
             assert call(*line, "--format", form, "--image", "their/lorot:1", "--", "true") == 0

@@ -2,6 +2,8 @@
 "use strict";
 
 const lorot = (() => {
+  // Between two attempts to reach a service that does not answer.
+  const LONGEST_S = 10;
   const shown = new Map();
   const announcer = document.getElementById("announce");
   const stale = document.getElementById("stale");
@@ -11,8 +13,15 @@ const lorot = (() => {
   // What the server has sent, not what the page has become: an opened <details> is no change.
   for (const region of regions(document)) shown.set(region.id, region.outerHTML);
 
+  // The same thing in another state of a region: by its id, or as what it says and where it leads.
+  function found(one, region) {
+    if (one.id) return document.getElementById(one.id);
+    const same = (other) => other.textContent === one.textContent && other.getAttribute("href") === one.getAttribute("href");
+    return [...region.querySelectorAll(one.localName)].find(same);
+  }
+
   function put(fresh, region) {
-    const focused = region.contains(document.activeElement) ? document.activeElement.id : null;
+    const focused = region.contains(document.activeElement) ? document.activeElement : null;
     const open = [...region.querySelectorAll("details[open][id]")].map((one) => one.id);
     const ticked = [...region.querySelectorAll("input:checked[id]")].map((one) => one.id);
     const said = region.dataset.say;
@@ -23,10 +32,7 @@ const lorot = (() => {
       const box = made.querySelector(`#${CSS.escape(id)}`);
       if (box) box.checked = true;
     }
-    if (focused !== null) {
-      const again = focused && document.getElementById(focused);
-      (again || document.getElementById("main")).focus({ preventScroll: true });
-    }
+    if (focused) (found(focused, made) || document.getElementById("main")).focus({ preventScroll: true });
     if (made.dataset.say && made.dataset.say !== said) announcer.textContent = made.dataset.say;
   }
 
@@ -46,7 +52,8 @@ const lorot = (() => {
     const response = await fetch(address, { credentials: "same-origin", ...options });
     // The session has ended: the page that was asked for leads to the login.
     if (response.redirected && new URL(response.url).pathname.endsWith("/login")) location.reload();
-    if (response.status >= 500 || response.status === 429) throw new Error(`answered ${response.status}`);
+    if (response.status === 429) throw new Error("The service is asked too often");
+    if (response.status >= 500) throw new Error(`The service answers ${response.status}, an error,`);
     return new DOMParser().parseFromString(await response.text(), "text/html");
   }
 
@@ -67,25 +74,44 @@ const lorot = (() => {
     }
   }
 
+  // What is shown is not how things are, and why; said once, not at each attempt.
+  function warn(why) {
+    if (!stale.hidden) return;
+    stale.hidden = false;
+    stale.textContent = why;
+  }
+
+  function calm() {
+    if (stale.hidden) return;
+    stale.hidden = true;
+    announcer.textContent = "The service answers again.";
+  }
+
   async function follow() {
     let pause = 1;
+    let failures = 0;
     for (;;) {
       const every = Number(document.body.dataset.refresh);
       if (!every) return;
-      await new Promise((done) => setTimeout(done, 1000 * every * pause));
+      const seconds = failures ? Math.min(every * 2 ** failures, LONGEST_S) : every * pause;
+      await new Promise((done) => setTimeout(done, 1000 * seconds));
       if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
       const began = performance.now();
       try {
         const page = await ask(location.href, { signal: AbortSignal.timeout(20000) });
+        failures = 0;
+        const refusal = page.querySelector("main > .reason");
+        calm();
+        if (refusal) { warn(`This page is not renewed any more: ${refusal.textContent}`); return; }
         take(page);
-        stale.hidden = true;
         // A service that takes its time is asked less often.
         pause = Math.max(1, (performance.now() - began) / 100 / every);
         if (page.body.dataset.refresh) document.body.dataset.refresh = page.body.dataset.refresh;
         else delete document.body.dataset.refresh;
-      } catch {
-        stale.hidden = false;
-        pause = Math.min(pause * 2, 15);
+      } catch (error) {
+        const why = error.name === "Error" ? error.message : "The service does not answer";
+        warn(`${why} since ${new Date().toLocaleTimeString()}; what is shown is from before. It is asked again by itself.`);
+        failures += 1;
       }
     }
   }

@@ -7,14 +7,20 @@
   const button = document.getElementById("log-pause");
   const choice = document.getElementById("log-choice");
   const MOST_LINES = 5000;
+  const EVERY_MS = 100;
   // Terminal escapes, then other controls and marks of the writing direction.
   const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?|\x9b[0-?]*[ -/]*[@-~]/g;
   const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
   let source = null;
   let paused = false;
   let ended = false;
+  // What has come while it was paused, and what is to be shown next.
   let waiting = [];
+  let arrived = [];
+  // Lines that are shown, and in `arrived`.
   let lines = 0;
+  let coming = 0;
+  let due = 0;
 
   for (const select of choice.querySelectorAll("select")) select.addEventListener("change", () => choice.requestSubmit());
 
@@ -23,18 +29,40 @@
   toEnd();
   if (log.dataset.following !== "yes") return;
 
+  const count = (text) => text.split("\n").length;
+
+  // A program may write faster than a page is drawn: what has come is put in place at once, and no more than is kept.
   function show(texts) {
+    for (const text of texts) { arrived.push(text); coming += count(text); }
+    while (arrived.length > 1 && coming - count(arrived[0]) >= MOST_LINES) coming -= count(arrived.shift());
+    if (!due) due = setTimeout(put, EVERY_MS);
+  }
+
+  function put() {
+    clearTimeout(due);
+    due = 0;
     const stay = atEnd();
-    for (const text of texts) {
-      const plain = text.replace(ESCAPES, "").replace(CONTROLS, "\ufffd");
-      log.append(document.createTextNode(`${plain}\n`));
-      lines += plain.split("\n").length;
-    }
-    while (lines > MOST_LINES && log.firstChild) {
-      lines -= log.firstChild.data.split("\n").length - 1;
+    log.append(...arrived.map((text) => {
+      const piece = document.createElement("span");
+      piece.textContent = `${text.replace(ESCAPES, "").replace(CONTROLS, "\ufffd")}\n`;
+      return piece;
+    }));
+    lines += coming;
+    arrived = [];
+    coming = 0;
+    while (lines > MOST_LINES && log.firstChild !== log.lastChild) {
+      lines -= count(log.firstChild.textContent) - 1;
       log.firstChild.remove();
     }
     if (stay) toEnd();
+  }
+
+  function empty() {
+    log.replaceChildren();
+    waiting = [];
+    arrived = [];
+    lines = 0;
+    coming = 0;
   }
 
   function add(text) {
@@ -61,7 +89,7 @@
     source.onopen = () => {
       button.hidden = false;
       if (!paused) note.textContent = "Live.";
-      if (fresh) { log.replaceChildren(); waiting = []; lines = 0; }
+      if (fresh) empty();
       fresh = false;
     };
     source.onmessage = (event) => add(event.data);
@@ -92,11 +120,11 @@
 
   button.addEventListener("click", () => {
     paused = !paused;
-    button.setAttribute("aria-pressed", String(paused));
     button.textContent = paused ? "Go on" : "Pause";
-    if (!paused) { show(waiting.splice(0)); toEnd(); note.textContent = "Live."; }
+    if (!paused) { show(waiting.splice(0)); put(); toEnd(); note.textContent = "Live."; }
   });
-  // A browser has few connections to a service; a page that nobody sees needs none.
-  document.addEventListener("visibilitychange", () => { if (document.hidden) { if (!paused) stop(); } else start(); });
+  // A browser has few connections to a service; a page that nobody sees needs none. Where somebody has scrolled up to
+  // read, the lines stay: a new connection would begin with the last ones.
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) start(); else if (!paused && atEnd()) stop(); });
   start();
 })();

@@ -10,20 +10,25 @@
   let asking = null;
 
   // `form.action` would be the buttons of that name.
-  async function look(action) {
+  async function look(action, again = false) {
     clearTimeout(timer);
     asking?.abort();
     const own = asking = new AbortController();
     const body = new URLSearchParams(new FormData(form));
     body.set("action", action);
-    status.textContent = action === "check" ? "Working out steps, memory and storage …" : "Checking …";
+    // What is tried again by itself is not told each time.
+    if (!again) status.textContent = action === "check" ? "Working out steps, memory and storage …" : "Checking …";
     try {
       lorot.take(await lorot.ask(`${form.getAttribute("action")}/look`, { method: "POST", body, signal: own.signal }));
       mark();
       status.textContent = "";
       if (document.getElementById("verdict").dataset.state === "right") timer = setTimeout(look, 1200, "check");
     } catch (error) {
-      if (error.name !== "AbortError") status.textContent = "The service does not answer; what was found may be old.";
+      if (error.name === "AbortError") return;
+      const why = error.name === "Error" ? error.message : "The service does not answer";
+      const told = `${why}; what was found may be old. It is asked again by itself.`;
+      if (status.textContent !== told) status.textContent = told;
+      timer = setTimeout(look, 5000, action, true);
     }
   }
 
