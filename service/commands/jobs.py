@@ -12,8 +12,8 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from service.commands import job_service, job_tables
-from service.errors import ConfigError
 from service.commands.terminal_text import harmless
+from service.errors import ConfigError
 from service.jobs import traits
 
 if TYPE_CHECKING:
