@@ -121,6 +121,18 @@ def test_each_node_gets_its_own_gpus_by_name(settings: ServiceSettings, monkeypa
     assert "DeviceRequests" not in containers.container(order(settings), settings, 0)["HostConfig"]
 
 
+def test_a_link_that_was_turned_after_the_check_is_not_mounted(settings: ServiceSettings, tmp_path: Path) -> None:
+    link = tmp_path / "extra/link"
+    link.symlink_to(tmp_path / "extra/deep")
+    made = order(settings, mounts=[str(link)])
+    containers.check(made.job, settings)
+    for other, said in ((tmp_path, "no job may see"), (tmp_path / "run", "not in a folder")):
+        link.unlink()
+        link.symlink_to(other)
+        with pytest.raises(ConfigError, match=said):
+            containers.container(made, settings, 0)
+
+
 def test_a_job_writes_to_its_run_folder_and_nowhere_else(settings: ServiceSettings, tmp_path: Path) -> None:
     found = mounted(containers.container(order(settings, mounts=[str(tmp_path / "extra/deep")]), settings, 0))
     assert found == {

@@ -222,6 +222,10 @@ def _mounts(order: Order, settings: ServiceSettings, with_data: bool) -> Iterato
     targets: dict[Path, Path] = {}
     for path in read_only:
         source = path.resolve()
+        # This is what is mounted, and a link on the way may have been changed since the job was checked.
+        _refuse_if_dangerous(source, settings)
+        if str(path) in spec.mounts:
+            _refuse_if_not_allowed(source, settings)
         # Under its own name and, where that is a link, under that of the place it leads to.
         targets |= {path.absolute(): source, source: source}
     for target, source in targets.items():
