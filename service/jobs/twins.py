@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from service import run_creation, store
 from service.errors import TrackingError
 from service.jobs import job_tags
+from service.jobs.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Twins:
         self._late: dict[str, float] = {}
         self._told: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._turns = Turns()
 
     @property
     def are_expected(self) -> bool:
@@ -45,7 +47,9 @@ class Twins:
             if key in self._late:
                 self._late[key] = math.inf
         try:
-            yield
+            # A look that is under way would not know yet that somebody is told of the new one.
+            with self._turns.of(key):
+                yield
         except TrackingError:
             self._expect(key)
             raise
@@ -97,16 +101,17 @@ class Twins:
 
     def sort_out(self, key: str) -> run_creation.Sorted:
         """Which run of this key stays; its twins are deleted. Raises TrackingError."""
-        with self._lock:
-            told = self._told.get(key, "")
-        if told:
-            try:
-                run_creation.set_tags(self._uri, told, {job_tags.TOLD: "1"})
-            except store.UnreachableError:
-                raise
-            except TrackingError as error:
-                _log.warning("job %s: MLflow does not take that somebody knows it: %s", told, error)
-        return run_creation.sort_out(self._uri, key, job_tags.rank, told)
+        with self._turns.of(key):
+            with self._lock:
+                told = self._told.get(key, "")
+            if told:
+                try:
+                    run_creation.set_tags(self._uri, told, {job_tags.TOLD: "1"})
+                except store.UnreachableError:
+                    raise
+                except TrackingError as error:
+                    _log.warning("job %s: MLflow does not take that somebody knows it: %s", told, error)
+            return run_creation.sort_out(self._uri, key, job_tags.rank, told)
 
     def _note_look(self, key: str, at_s: float, *, is_done: bool) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,45 @@ def test_while_twins_are_expected_the_one_that_goes_does_not_begin_and_the_one_t
     assert not writer.is_sole(job.id)
     assert [one.id for one in writer.jobs()] == [stays]
     assert is_deleted(job.id)
+
+
+def test_nobody_looks_at_a_key_while_a_run_of_it_is_made_nor_makes_one_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Twins("sqlite:///nowhere.db")
+    order: list[str] = []
+    looking, making, may_end, may_make = (threading.Event() for _ in range(4))
+
+    def sort_out(*_: object) -> run_creation.Sorted:
+        looking.set()
+        may_end.wait(60)
+        order.append("looked")
+        return run_creation.Sorted(None, (), None)
+
+    def make(until: threading.Event) -> None:
+        with found.making("a"):
+            making.set()
+            until.wait(60)
+            order.append("made")
+
+    monkeypatch.setattr(run_creation, "sort_out", sort_out)
+    with ThreadPoolExecutor(3) as pool:
+        look = pool.submit(found.sort_out, "a")
+        assert looking.wait(60)
+        made = pool.submit(make, may_end)
+        with found.making("b"):
+            assert not wait([made], 0.2).done
+        may_end.set()
+        wait([look, made])
+        assert order == ["looked", "made"]
+        making.clear()
+        made = pool.submit(make, may_make)
+        assert making.wait(60)
+        look = pool.submit(found.sort_out, "a")
+        assert not wait([look], 0.2).done
+        may_make.set()
+        wait([look, made])
+    assert order[2:] == ["made", "looked"]
 
 
 def test_it_is_late_a_while_after_the_answer_however_long_that_took(monkeypatch: pytest.MonkeyPatch) -> None:
