@@ -317,7 +317,7 @@ class Cluster:
         if job is not None:
             self.ends[job.returncode] += 1
             if checks.ends({job.returncode: 1}):
-                said = machine.said.read_text(errors="replace")[-3000:]
+                said = machine.said.read_text(errors="replace")[-1000:]
                 print(f"a launcher on {machine.address} has ended with {job.returncode}:\n{said}", flush=True)
             del self._jobs[machine.address]
         if self.has_ended() or machine.address in self._held or self._closed.is_set():
