@@ -133,11 +133,10 @@ def revoke(
 
 def given_here(server: str | None, token_file: Path | None, settings: Path | None) -> str:
     """The options by which the next command finds the same jobs, but for what it finds in the environment as well."""
-    told = {"LOROT_SERVER": ("server", server)} if server else {"LOROT_SETTINGS": ("settings", settings)}
-    told[""] = ("token-file", token_file)
+    service = ("LOROT_SERVER", "server", server) if server else ("LOROT_SETTINGS", "settings", settings)
     return "".join(
         f" --{name} {shlex.quote(str(value))}"
-        for variable, (name, value) in told.items()
+        for variable, name, value in (service, ("", "token-file", token_file))
         if value and os.environ.get(variable) != str(value)
     )
 
