@@ -91,9 +91,10 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
         last = one.points[-1][1]
         summary.append(f"{one.name} ends at {f'{last:.1%}' if percent else short(last)}")
         if one.name in lost:
-            # Beside the last point, on the side where there is room.
-            at_left = placed[-1][0] < _WIDTH / 2
-            parts.append(_text("then not finite", placed[-1][0], placed[-1][1] - 8, "start" if at_left else "end"))
+            # Beside the last point, on the sides where there is room: the legend is above.
+            x, y = placed[-1]
+            beside = "start" if x < _WIDTH / 2 else "end"
+            parts.append(_text("then not finite", x, y + 18 if y < _HEIGHT / 2 else y - 8, beside))
             summary[-1] += ", then it is not finite"
     return _svg(_WIDTH, _HEIGHT, f"{title}: {', '.join(summary)}", parts)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,6 +129,16 @@ def revoke(
     else:
         _tokens(settings, overrides).revoke(name)
     typer.echo(f"{name} is revoked")
+
+
+def given_here(server: str | None, token_file: Path | None, settings: Path | None) -> str:
+    """The options by which the next command finds the same jobs, but for what it finds in the environment as well."""
+    service = ("LOROT_SERVER", "server", server) if server else ("LOROT_SETTINGS", "settings", settings)
+    return "".join(
+        f" --{name} {shlex.quote(str(value))}"
+        for variable, name, value in (service, ("", "token-file", token_file))
+        if value and os.environ.get(variable) != str(value)
+    )
 
 
 def token(file: Path | None) -> str:

@@ -78,12 +78,12 @@ def show_compared(found: Mapping[str, Any], console: Console) -> None:
             console.print(f"{title}: none", highlight=False)
 
 
-def submitted(job: Mapping[str, Any], is_new: bool) -> str:
-    """What is said of a job that was handed in."""
+def submitted(job: Mapping[str, Any], is_new: bool, options: str = "") -> str:
+    """What is said of a job that was handed in; `options`: what a command takes to find it again."""
     what = f"{job['id'][:SHORT]} {job['state']}: {job['name']}, {job['kind']} on {job['backend']}"
     if not is_new:
         return f"this key's job is here already: {what}"
-    return f"{what}; `lorot logs -f {job['id'][:SHORT]}` follows it"
+    return f"{what}; `lorot logs -f {job['id'][:SHORT]}{options}` follows it"
 
 
 def age(job: Mapping[str, Any]) -> str:

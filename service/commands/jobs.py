@@ -164,7 +164,8 @@ def submit(
         if as_json and not wait:
             typer.echo(json.dumps(made, indent=1))
         else:
-            typer.echo(job_tables.submitted(made, is_new), err=as_json)
+            options = job_service.given_here(server, token_file, settings)
+            typer.echo(job_tables.submitted(made, is_new, options), err=as_json)
         if wait:
             ended = submitting.await_end(desk, made, say=lambda text: typer.echo(text, err=True))
             if as_json:

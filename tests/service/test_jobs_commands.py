@@ -143,6 +143,25 @@ def test_of_several_jobs_one_that_is_refused_keeps_no_other_from_being_changed(
     assert [one["state"] for one in json.loads(capsys.readouterr().out)] == ["queued"]
 
 
+def test_what_is_said_of_a_new_job_is_a_command_that_finds_it(
+    here: Served, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*options: str) -> list[str]:
+        assert call(*CONTAINER, *options, "--", "true") == 0
+        (line,) = re.findall(r"`lorot (.+)` follows it", capsys.readouterr().out)
+        return shlex.split(line)
+
+    assert told("--server", url)[:2] == ["logs", "-f"]
+    assert "--server" not in told("--server", url)
+    monkeypatch.delenv("LOROT_SERVER")
+    (tmp_path / "a token").write_text(here.access.tokens.create("ann", "submit"))
+    given = ["--server", url, "--token-file", str(tmp_path / "a token")]
+    command = told(*given)
+    assert command[3:] == given
+    here.desk.cancel(command[2])
+    assert call(*command) == 0
+
+
 @pytest.mark.parametrize(("code", "told"), [(0, 0), (3, 3), (-9, 137)])
 def test_waiting_ends_as_the_job_does(
     here: Served, url: str, capsys: pytest.CaptureFixture[str], code: int, told: int

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_a_curve_that_ends_in_what_cannot_be_drawn_says_so_beside_its_last_point
         "Loss", [Series("training", [(0, 2.0), (10, 1.0), (20, last)]), Series("other", [(5, 1.0)])], "x"
     )
     assert str(chart).count("then not finite") == 1
+    # Beside the last point, which lies half-way up, and clear of it.
+    found = re.search(r'y="([\d.]+)"[^>]*>then not finite', str(chart))
+    assert found is not None
+    assert 100 < float(found[1]) < 150
+    first = str(line_chart("Loss", [Series("training", [(0, 2.0), (20, last)])], "x"))
+    found = re.search(r'y="([\d.]+)"[^>]*>then not finite', first)
+    assert found is not None
+    # Not in the legend, which ends at 16.
+    assert float(found[1]) > 30
     assert "training ends at 1, then it is not finite, other ends at 1<" in str(chart)
     assert "not finite" not in str(line_chart("Loss", [Series("training", [(0, last), (10, 1.0)])], "x"))
 
