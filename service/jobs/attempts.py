@@ -269,6 +269,9 @@ class Attempts:
 
     def _end(self, job: Job, attempt: Attempt, status: Status) -> None:
         """Record the end of the newest attempt, with all it has left, and what follows from it."""
+        if status.phase == "gone" and keeping.is_done(job, attempt, self._settings):
+            # Whoever would have told how it ended was killed after the work was done.
+            status = replace(status, phase="ended", exit_code=0, reason="")
         told = keeping.said(job, attempt, self._settings)
         missing = self._kept(job, status, told)
         ended = replace(_seen(attempt, status), ended_s=status.ended_s or time.time(), exit_code=status.exit_code)

@@ -70,6 +70,8 @@ def starts_with(spec: JobSpec, settings: ServiceSettings, recorded: dict[str, An
 
 def resolve(spec: JobSpec, settings: ServiceSettings) -> dict[str, Any]:
     """The configuration with every key, as JSON has it; raises ConfigError."""
+    if not spec.config:
+        raise ConfigError("config: is empty; give what a file as configs/quickstart.yaml has, as {data: {name: demo}}")
     given = copy.deepcopy(spec.config)
     allowed.own_keys(given)
     # Before anything reads what they name.

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from service import artifact_places, plain_files, recovery, store
 from service.errors import LorotError
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _LOG_BYTES = 8 << 20
 _SAID_BYTES = 32 << 10
-_ERROR_BYTES = 1 << 20
+_NOTE_BYTES = 1 << 20
 _SAID_CHARS = 1000
 
 
@@ -93,14 +94,26 @@ def said(job: Job, attempt: Attempt, settings: ServiceSettings) -> str:
         found = []
     if found:
         return str(found[-1])[:_SAID_CHARS]
-    try:
-        with plain_files.reading(folder, f"{orders.RUN}/error.json") as file:
-            is_its_own = os.fstat(file.fileno()).st_mtime >= attempt.started_s - 1
-            error = json.loads(file.read(_ERROR_BYTES)) if is_its_own else None
-    except (OSError, ValueError, RecursionError):
-        return ""
-    told = error.get("message") if isinstance(error, dict) else None
+    told = _noted(folder, "error.json", attempt).get("message")
     return told.splitlines()[0][:_SAID_CHARS] if isinstance(told, str) and told else ""
+
+
+def is_done(job: Job, attempt: Attempt, settings: ServiceSettings) -> bool:
+    """Whether the workers of an attempt of `lorot` have noted that all is done: its end may have been seen by nobody."""
+    if job.spec.kind == "container" or not attempt.started_s:
+        return False
+    return bool(_noted(orders.folder_of(settings, job.id), "end.json", attempt).get("time_ns"))
+
+
+def _noted(folder: Path, name: str, attempt: Attempt) -> dict[str, Any]:
+    """What a file of the run folder says that was written since the attempt was started; empty without one."""
+    try:
+        with plain_files.reading(folder, f"{orders.RUN}/{name}") as file:
+            is_its_own = os.fstat(file.fileno()).st_mtime >= attempt.started_s - 1
+            found = json.loads(file.read(_NOTE_BYTES)) if is_its_own else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _keep_logs(job: Job, attempt: Attempt, settings: ServiceSettings, record: Record) -> None:

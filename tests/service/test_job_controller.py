@@ -84,6 +84,19 @@ def test_what_has_vanished_is_looked_for_twice_and_then_started_again(service: S
     assert service.desk.get(job.id).failures == 1
 
 
+def test_a_job_whose_work_was_done_before_its_last_process_was_killed_has_finished(service: Service) -> None:
+    job = service.submit(retries=0)
+    service.step()
+    run = service.desk.settings.results / job.id / orders.RUN
+    run.mkdir(exist_ok=True)
+    (run / "end.json").write_text('{"time_ns": 1}')
+    del service.backend.now[service.name(job)]
+    service.step(2)
+    ended = service.desk.get(job.id)
+    assert (ended.state, ended.reason, ended.failures) == ("finished", "", 0)
+    assert [attempt.exit_code for attempt in ended.attempts] == [0]
+
+
 def test_more_never_run_at_once_than_there_is_room_for_and_each_gpu_has_one_job(service: Service) -> None:
     jobs = [service.submit(resources={"gpus": 2, "cpus": 1}) for _ in range(5)]
     for done in range(5):

@@ -104,6 +104,12 @@ def test_what_a_configuration_may_say_is_taken(desk: Desk, key: str, value: Any)
     assert desk.check(with_config(key, value))
 
 
+@pytest.mark.parametrize("kind", ["train", "detect"])
+def test_a_job_without_a_configuration_trains_nothing_by_the_defaults(desk: Desk, kind: str) -> None:
+    with pytest.raises(ConfigError, match="config: is empty"):
+        desk.submit(spec(kind=kind, config={}, model=None if kind == "train" else "models:/mine@best"))
+
+
 def test_no_address_of_data_is_allowed_before_the_operator_names_one(place: str, tmp_path: Path) -> None:
     desk = Desk(settings(tmp_path), backends={"local": MemoryBackend()})
     with pytest.raises(ConfigError, match=r"s3://bucket/sets.* \(data_urls of .*\): there are none$"):

@@ -32,6 +32,29 @@ def test_what_an_earlier_attempt_has_said_of_its_end_is_not_taken_for_this_ones(
         assert keeping.said(job, job.attempt, settings(tmp_path)) == said
 
 
+@pytest.mark.parametrize(
+    ("kind", "started_s", "written_s", "content", "is_done"),
+    [
+        ("train", 1000.0, 1010.0, '{"time_ns": 1}', True),
+        ("train", 1000.0, 900.0, '{"time_ns": 1}', False),
+        ("train", 0.0, 1010.0, '{"time_ns": 1}', False),
+        ("train", 1000.0, 1010.0, "[1]", False),
+        ("train", 1000.0, 1010.0, "{", False),
+        ("container", 1000.0, 1010.0, '{"time_ns": 1}', False),
+    ],
+)
+def test_that_all_is_done_is_taken_from_the_attempts_own_workers_alone(
+    kind: str, started_s: float, written_s: float, content: str, is_done: bool, tmp_path: Path
+) -> None:
+    own = spec() if kind == "train" else spec(kind="container", backend="docker", command=["true"], config={})
+    attempt = Attempt(2, NAME, started_s=started_s)
+    job = Job("f" * 32, "1", own, "running", attempts=(attempt,))
+    path = run_folder(job, tmp_path) / "end.json"
+    path.write_text(content)
+    os.utime(path, (written_s, written_s))
+    assert keeping.is_done(job, attempt, settings(tmp_path)) == is_done
+
+
 def test_a_job_speaks_for_no_run_but_its_own(place: str, tmp_path: Path) -> None:
     api = store.client(place)
     own, other = (str(api.create_run("0").info.run_id) for _ in range(2))
