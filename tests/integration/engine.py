@@ -132,7 +132,9 @@ class Engine:
         """The image that jobs run in."""
         self.load_base()
         script = f'#!/bin/sh\nPYTHONPATH={ROOT} PYTHONUNBUFFERED=1 exec {sys.executable} -m service.cli "$@"\n'
-        recipe = f"FROM {BASE}\nCOPY lorot /usr/local/bin/lorot\nENV PATH=/usr/local/bin:{Path(sys.executable).parent}:$PATH\n"
+        # The environment may have a `lorot` too, of another checkout that no container sees.
+        path = f"/usr/local/bin:{Path(sys.executable).parent}:$PATH"
+        recipe = f"FROM {BASE}\nCOPY lorot /usr/local/bin/lorot\nENV PATH={path}\n"
         self.build(WORKER, {"Dockerfile": recipe.encode(), "lorot": script.encode()})
         return WORKER
 
