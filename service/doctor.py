@@ -22,7 +22,7 @@ from pipelines.amounts import shown_bytes
 from service import machine, store
 from service.errors import LorotError
 
-_TIMEOUT_S = 180
+_TIMEOUT_S = 600
 _MIN_MEMORY_BYTES = 4_000_000_000
 _MIN_DISK_BYTES = 5_000_000_000
 # Workers hand batches to one another and NCCL its buffers through it; Docker's default of 64 MB is too little.

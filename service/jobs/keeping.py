@@ -99,7 +99,7 @@ def said(job: Job, attempt: Attempt, settings: ServiceSettings) -> str:
 
 
 def is_done(job: Job, attempt: Attempt, settings: ServiceSettings) -> bool:
-    """Whether the workers of an attempt of `lorot` have noted that all is done: its end may have been seen by nobody."""
+    """Whether the workers of an attempt of `lorot` have noted that all is done; nobody may have seen their end."""
     if job.spec.kind == "container" or not attempt.started_s:
         return False
     return bool(_noted(orders.folder_of(settings, job.id), "end.json", attempt).get("time_ns"))

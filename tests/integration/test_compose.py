@@ -66,7 +66,7 @@ def make_folders(folder: Path) -> None:
 def up(composition: Composition) -> None:
     composition.compose("up", "--detach", "--no-build", timeout_s=900)
     # At once, as who follows the guide does.
-    composition.follow("curl", "-fsS")
+    composition.follow("curl", "-fs")
     assert composition.is_ready()
 
 
