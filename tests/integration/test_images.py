@@ -147,6 +147,11 @@ def test_what_an_image_installs_comes_from_the_project(engine: Engine) -> None:
     pinned = {name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     for image, listed in lines.items():
         assert {name_of(line) for line in listed} <= pinned, image
+    recipe = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip install [^&\n]*", recipe)
+    assert len(installs) == 6
+    for line in installs:
+        assert "-c /source/constraints.txt" in line or {"--no-deps", "--no-build-isolation"} <= set(line.split()), line
 
 
 VALUES = {"POSTGRES_PASSWORD": "aaaa", "STORE_ACCESS_KEY": "bbbb", "STORE_SECRET_KEY": "cccc", "DOCKER_GID": "999"}
