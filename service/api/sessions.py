@@ -1,7 +1,10 @@
 """A browser's session: a signed cookie that stands for a token, and the proof that a form is of our own pages."""
 
+import contextlib
 import hashlib
 import hmac
+import json
+import logging
 import os
 import secrets
 import threading
@@ -11,6 +14,8 @@ from pathlib import Path
 from service.api.tokens import Token
 from service.errors import StorageError
 
+_log = logging.getLogger(__name__)
+
 COOKIE = "lorot_session"
 LIFETIME_S = 12 * 3600
 _KEY_BYTES = 32
@@ -18,7 +23,7 @@ _FORGOTTEN_MOST = 10_000
 
 
 class Sessions:
-    """Signs and reads cookies. Nothing is kept of them but the key, so they outlive a restart of the service.
+    """Signs and reads cookies. Of open ones nothing is kept but the key: they outlive a restart of the service.
 
     A cookie is `NAME|EXPIRES|NONCE|SIGNATURE`; the signature covers the hash of the token as well, so a session ends
     with its token.
@@ -26,8 +31,9 @@ class Sessions:
 
     def __init__(self, key_file: Path) -> None:
         self._key_file = key_file
+        self._closed_file = key_file.with_suffix(".closed")
         self._own_key: bytes | None = None
-        self._forgotten: dict[str, float] = {}
+        self._forgotten = self._kept_closed()
         self._lock = threading.Lock()
 
     def open(self, token: Token, now_s: float | None = None) -> str:
@@ -50,13 +56,21 @@ class Sessions:
         return float(expires) > (time.time() if now_s is None else now_s) and nonce not in self._forgotten
 
     def close(self, cookie: str) -> None:
-        """Let a cookie be worth nothing any more, as long as this process lives; the browser forgets it for good."""
+        """Let a cookie be worth nothing any more, here and after a restart."""
         _, expires, nonce, _ = cookie.split("|")
         with self._lock:
             now = time.time()
             self._forgotten = {key: until for key, until in self._forgotten.items() if until > now}
-            if len(self._forgotten) < _FORGOTTEN_MOST:
-                self._forgotten[nonce] = float(expires)
+            if len(self._forgotten) >= _FORGOTTEN_MOST:
+                return
+            self._forgotten[nonce] = float(expires)
+            beside = self._closed_file.with_name(f".{self._closed_file.name}.{os.getpid()}")
+            try:
+                beside.write_text(json.dumps(self._forgotten))
+                os.replace(beside, self._closed_file)
+            except OSError as error:
+                # It is closed all the same while this process lives.
+                _log.warning("%s: a session that was closed is not noted there (%s)", self._closed_file, error.strerror)
 
     def csrf(self, cookie: str) -> str:
         """What a form of our own pages carries along, and a page of another site cannot know."""
@@ -65,6 +79,13 @@ class Sessions:
     def is_ours(self, cookie: str, given: str) -> bool:
         """Whether a form came from one of our pages."""
         return hmac.compare_digest(self.csrf(cookie).encode(), given.encode("utf-8", "replace"))
+
+    def _kept_closed(self) -> dict[str, float]:
+        """Nonces of closed sessions, and until when their cookies would have held, seconds since the epoch."""
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            found = json.loads(self._closed_file.read_text())
+            return {str(nonce): float(expires) for nonce, expires in found.items()}
+        return {}
 
     def _signature(self, token: Token, expires: str, nonce: str) -> str:
         text = "|".join(("session", token.name, expires, nonce, token.sha256))

@@ -28,7 +28,7 @@ STATE = "state"
 JOBS = "jobs"
 ARTIFACTS = "artifacts"
 # Where a running service notes that it is there, and what signs the sessions of browsers, who then log in anew.
-_OF_NOW = ("service.json", "session.key")
+_OF_NOW = ("service.json", "session.key", "session.closed")
 # Where in an archive a tracking server's own artifacts are.
 SERVER = f"{ARTIFACTS}/server"
 # How often an object is read that does not come whole.

@@ -317,8 +317,16 @@ def test_a_session_ends_with_its_token_its_time_and_the_sign_out(tmp_path: Path)
     tokens.create("ann", "admin")
     assert not sessions.holds(cookie, tokens.list()[0], now_s=1001.0)
     mine = sessions.open(token)
+    other = sessions.open(token)
     sessions.close(mine)
     assert not sessions.holds(mine, token)
+    again = Sessions(tmp_path / "key")
+    assert (again.holds(mine, token), again.holds(other, token)) == (False, True), "nor after a restart"
+    again.close(other)
+    assert not any(Sessions(tmp_path / "key").holds(cookie, token) for cookie in (mine, other))
+    for damaged in ("{", "[1]", '{"a": []}'):
+        (tmp_path / "key.closed").write_text(damaged)
+        assert Sessions(tmp_path / "key").holds(other, token), "what cannot be read ends nothing else"
 
 
 def test_a_key_that_was_cut_short_signs_nothing(tmp_path: Path) -> None:

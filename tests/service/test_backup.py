@@ -189,7 +189,7 @@ def test_a_backup_that_fails_leaves_nothing(settings: ServiceSettings, tmp_path:
 def test_what_a_service_needs_only_while_it_runs_and_the_database_itself_are_not_among_the_files(
     settings: ServiceSettings, place: str, tmp_path: Path
 ) -> None:
-    for name in ("service.json", "session.key", "submit.lock", ".tokens.json.writing"):
+    for name in ("service.json", "session.key", "session.closed", "submit.lock", ".tokens.json.writing"):
         (settings.state / name).write_text("of now")
     # As where MLflow was told to keep artifacts beside its database.
     store.client(place).create_experiment("beside", artifact_location=(tmp_path / "mlruns").as_uri())
