@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration import composition, conftest
-from tests.integration.engine import Engine
+from tests.integration.engine import ROOT, Engine
 
 
 def told(monkeypatch: pytest.MonkeyPatch, switch: str, outcome: Any, reason: str) -> pytest.TestReport:
@@ -44,8 +44,9 @@ def test_the_workers_image_is_left_out_where_the_disk_has_no_room_for_it(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=composition.WORKER_NEEDS - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    needed = f"{composition.WORKER_NEEDS / 1e9:.0f} are needed"
-    with pytest.raises(pytest.skip.Exception, match=needed):
+    needed = f"{composition.WORKER_NEEDS / 1e9:.0f}"
+    assert f"want {needed} GB free" in (ROOT / "docker/README.md").read_text()
+    with pytest.raises(pytest.skip.Exception, match=f"{needed} are needed"):
         composition.build_worker(Engine("unix:///nowhere", tmp_path))
     # What is there already takes no more.
     there = Engine("unix:///nowhere", tmp_path, images={"lorot-built-worker"})

@@ -212,7 +212,10 @@ def test_the_compositions_settings_are_the_services(tmp_path: Path) -> None:
     assert backup["profiles"] == ["backup"], "not started by `up`"
     assert settings.backends.docker.network == composed()["networks"]["jobs"]["name"]
     assert settings.tracking_uri == "http://mlflow:5000"
-    assert "mlflow:5000" in services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert settings.browser_tracking_uri == "http://localhost:5000"
+    assert services["mlflow"]["ports"] == ["127.0.0.1:5000:5000"]
+    allowed = services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert {"mlflow:5000", "localhost:*"} <= set(allowed)
 
 
 def test_compose_itself_accepts_it(tmp_path: Path) -> None:
