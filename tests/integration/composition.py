@@ -28,7 +28,7 @@ from tests.integration.engine import ROOT, Engine
 from tests.integration.record_server import free_port
 
 OURS = ("service", "backup", "record")
-# Measured: 14 GB at the most, while what pip has installed becomes a layer; 7.5 GB afterwards.
+# Measured: 15 GB at the most, while what pip has installed becomes a layer; 7.5 GB afterwards.
 WORKER_NEEDS = 18_000_000_000
 POSTGRES = {
     "Dockerfile": f"""
