@@ -190,8 +190,11 @@ def test_images_that_change_or_go_while_a_run_reads_them_end_it_by_name(place: P
     given = (f"data.root={root}", "duration=100000 steps")
     job = start_and_await(place, "changes", *given)
     gone, other = root / "train/cat/3.jpg", root / "train/cat/5.jpg"
+    smaller = place / "smaller.jpg"
+    smaller.write_bytes(encoded(photograph(7, 20), "JPEG"))
     gone.unlink()
-    other.write_bytes(encoded(photograph(7, 20), "JPEG"))
+    # At once: what is half written would be refused for that.
+    smaller.replace(other)
     _, said = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 3, said
     assert f"{gone}: cannot be read" in said or f"{other}: the image is 20 x 20 pixels, but was 48 x 48" in said
