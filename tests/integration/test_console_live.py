@@ -182,6 +182,24 @@ def test_pages_say_that_the_service_is_away_and_go_on_by_themselves_once_it_is_b
             expect(form.locator("#wrong-name")).not_to_be_empty()
 
 
+def test_a_form_that_is_not_looked_at_any_more_says_why_and_that_its_verdict_is_old(
+    here: Service, chromium: Browser
+) -> None:
+    with opened(here, chromium, "/submit") as page:
+        expect(page.locator("#verdict")).to_contain_text("No problem was found")
+        stranger = {"origin": "http://elsewhere", "sec-fetch-site": "cross-site"}
+        page.route("**/look", lambda route: route.fulfill(response=route.fetch(headers=stranger)))
+        page.get_by_label("Name", exact=True).fill("no name")
+        expect(page.locator("#typing")).to_contain_text("The service does not look at this form: ")
+        expect(page.locator("#typing")).to_contain_text("What was found is from before.")
+        page.unroute("**/look")
+        page.get_by_label("Name", exact=True).fill("still no name")
+        expect(page.locator("#wrong-name")).not_to_be_empty()
+        # Refused before it reaches any page.
+        page.get_by_label("YAML", exact=True).fill("a" * 2 * here.desk.settings.limits.body_bytes)
+        expect(page.locator("#typing")).to_contain_text("The service does not look at this form. What was found is from")
+
+
 def test_a_page_whose_job_is_gone_says_so_and_keeps_what_it_shows(
     here: Service, running: Job, chromium: Browser
 ) -> None:

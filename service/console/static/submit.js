@@ -19,7 +19,14 @@
     // What is tried again by itself is not told each time.
     if (!again) status.textContent = action === "check" ? "Working out steps, memory and storage …" : "Checking …";
     try {
-      lorot.take(await lorot.ask(`${form.getAttribute("action")}/look`, { method: "POST", body, signal: own.signal }));
+      const page = await lorot.ask(`${form.getAttribute("action")}/look`, { method: "POST", body, signal: own.signal });
+      if (!page.getElementById("verdict")) {
+        // The session has ended, or it is too long: another page, or none.
+        const refusal = page.querySelector("main > .reason")?.textContent;
+        status.textContent = `The service does not look at this form${refusal ? `: ${refusal}` : "."} What was found is from before.`;
+        return;
+      }
+      lorot.take(page);
       mark();
       status.textContent = "";
       if (document.getElementById("verdict").dataset.state === "right") timer = setTimeout(look, 1200, "check");
