@@ -87,8 +87,7 @@ class Holder:
             # In a container whose first process does not look after orphans a dead one keeps its number for ever.
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
-            # The kernel counts a start in hundredths of a second since the machine's own, which psutil adds up.
-            return abs(process.create_time() - self.started_s) < 1.0
+            return began(process, self.started_s)
         except psutil.NoSuchProcess:
             return False
 
@@ -114,6 +113,15 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def began(process: psutil.Process, started_s: float) -> bool:
+    """Whether a process began at this moment, seconds since the epoch, as psutil told it to somebody.
+
+    The kernel counts a start in hundredths of a second since the machine's own, to which psutil adds that: whole seconds, of
+    which there may be one more or less after the clock was corrected.
+    """
+    return abs(process.create_time() - started_s) < 2.0
 
 
 def _boot() -> str:

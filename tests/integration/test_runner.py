@@ -16,7 +16,7 @@ from service.jobs.backends import Order, Status
 from service.jobs.backends.local import backend as local
 from service.jobs.job import Job
 from service.jobs.spec import JobSpec
-from tests.integration.processes import await_, family
+from tests.integration.processes import await_, family, lives
 from tests.service.job_specs import settings
 
 pytestmark = pytest.mark.integration
@@ -271,7 +271,10 @@ def test_a_killed_runner_leaves_an_attempt_that_runs_can_be_stopped_and_is_never
     made = order(tmp_path, *program(FAMILY))
     backend.start(made)
     await_up(tmp_path)
-    os.kill(runner.read(attempt(tmp_path) / "begun.json")["runner"]["pid"], signal.SIGKILL)
+    its_runner = psutil.Process(runner.read(attempt(tmp_path) / "begun.json")["runner"]["pid"])
+    its_runner.kill()
+    # One that is not dead yet is left to stop its command itself.
+    await_(lambda: not lives(its_runner), "the runner is dead", 60)
     other = again(tmp_path)
     assert other.status(NAME, {}).phase == "running"
     assert other.reconcile() == {NAME: ID}

@@ -120,6 +120,9 @@ def test_a_process_is_known_by_its_number_and_its_start() -> None:
     own = psutil.Process()
     told = {"pid": own.pid, "started_s": own.create_time()}
     assert local._process(told) == own
+    # The machine's own start is another second after its clock was corrected.
+    for corrected in (-1.01, 1.01):
+        assert local._process({**told, "started_s": own.create_time() + corrected}) == own
     # As after the machine has given the number of a command that has ended to another process.
     assert local._process({**told, "started_s": own.create_time() - 60}) is None
     assert local._process({"pid": own.pid}) is None

@@ -301,7 +301,6 @@ def _process(told: Any) -> psutil.Process | None:
     """The process that was noted, if it lives; not another one that has its number by now."""
     with contextlib.suppress(psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         process = psutil.Process(int(told["pid"]))
-        is_same = abs(process.create_time() - float(told["started_s"])) < 1.0
-        if is_same and process.status() != psutil.STATUS_ZOMBIE:
+        if holder.began(process, float(told["started_s"])) and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
