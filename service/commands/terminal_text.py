@@ -18,6 +18,11 @@ _CUT_SHORT = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/
 _LONGEST = 4096
 
 
+def printable(text: str, kept: str = "") -> str:
+    """`text` with a space in the place of each character that is none to look at, but for those in `kept`."""
+    return "".join(character if character.isprintable() or character in kept else " " for character in text)
+
+
 def harmless(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The same text in UTF-8, without what a terminal would obey, however it is cut into pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
