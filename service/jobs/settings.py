@@ -92,7 +92,9 @@ class LimitSettings(Section):
         1200, ge=1, description="of one token, or one address: what the console's form asks while somebody types"
     )
     followers: int = Field(300, ge=1, description="open event streams, of all clients together")
-    followers_each: int = Field(250, ge=1, description="of these, of one token, or one address; beyond it 429")
+    followers_each: int | None = Field(
+        None, ge=1, description="of these, of one token, or one address; beyond it 429; default: five of six"
+    )
     retries: int = Field(20, ge=0, description="largest retry budget that a job may have")
     jobs: int = Field(100_000, ge=1, description="jobs that wait or run; beyond it 429")
     failures_per_minute: int = Field(20, ge=1, description="wrong tokens from one address; beyond it 429")
