@@ -1,5 +1,6 @@
 """How an operator sets up the job service: which backends, roots and amounts a job may use. Imports no torch."""
 
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,14 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _page(value: str) -> str:
+    if not value.startswith(("http://", "https://")) or not urllib.parse.urlsplit(value).hostname:
+        raise ValueError("write http:// or https:// with a host, as http://mlflow.lan:5000")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Page = Annotated[str, AfterValidator(_page)]
 
 
 class LocalSettings(Section):
@@ -118,7 +126,7 @@ class ServiceSettings(Section):
     worker_tracking_uri: str | None = Field(
         None, description="the same server as containers reach it; default: tracking_uri"
     )
-    browser_tracking_uri: str | None = Field(
+    browser_tracking_uri: Page | None = Field(
         None, description="the same server as the console's users reach it; default: tracking_uri"
     )
     experiment: str = Field("lorot", description="of jobs that name none")
