@@ -13,6 +13,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from service.commands import asking, compare, demo_coco, detect, jobs, operations, travel
+from service.commands.terminal_text import printable
 from service.errors import EXIT_CODES, LorotError
 from service.planning.command import plan
 
@@ -350,9 +351,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    # A job's last words may be among it.
     if os.environ.get("LOROT_DEBUG"):
-        traceback.print_exc()
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+        sys.stderr.write(printable(traceback.format_exc(), kept="\n"))
+    told = escape(printable(message, kept="\n"))
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {told}", highlight=False)
     sys.exit(code)
 
 

@@ -24,6 +24,10 @@ _KINDS: Mapping[str, type[LorotError]] = {
 }
 
 
+class UnknownTokenError(ConfigError):
+    """The service does not know who asks, whatever is asked: the token is missing, wrong or revoked."""
+
+
 class Client:
     """One service. Every call raises what the service has told: ConfigError, UnknownJobError, StateError, ...
 
@@ -259,7 +263,8 @@ def _refusal(answer: Any, url: str) -> LorotError:
     except (ValueError, KeyError, TypeError):
         return BackendError(f"{url} answers {answer.status_code}, and not as a job service does; is the address right?")
     if answer.status_code in (401, 403):
-        return ConfigError(f"{message} (LOROT_TOKEN or --token-file gives a token)")
+        refused = UnknownTokenError if answer.status_code == 401 else ConfigError
+        return refused(f"{message} (LOROT_TOKEN or --token-file gives a token)")
     # 429: nothing is wrong with what was asked for; later it may be had.
     is_ours = answer.status_code < 500 and answer.status_code != 429
     return _KINDS.get(kind, ConfigError if is_ours else BackendError)(message)

@@ -127,7 +127,8 @@ def create(
 
     Raises:
         PlaceError: the experiment keeps artifacts where they may not be.
-        TrackingError: as `create_run`.
+        UnreachableError: the server has not answered; it may still make the run.
+        TrackingError: it refuses, and there is no run.
     """
     store.ensure_ready(uri)
     own = {"mlflow.source.name": "lorot", "mlflow.source.type": "LOCAL", _KEY: key or uuid.uuid4().hex}
@@ -146,6 +147,11 @@ def create(
             if attempt == _ATTEMPTS - 1 or time.monotonic() - began > _LONGEST_S:
                 raise
             time.sleep(min(4.0, 0.5 * 2.0**attempt))
+        except TrackingError as error:
+            if attempt == 0:
+                raise
+            # The question before this one may still be served.
+            raise store.UnreachableError(f"{error}; before, it did not answer") from error
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -21,12 +21,12 @@ class Streams:
 
     Args:
         most: of all clients together.
-        most_each: of one of them, so that nobody takes the others' places.
+        most_each: of one of them, so that nobody takes the others' places; None: five of six.
     """
 
-    def __init__(self, most: int, most_each: int, meters: Meters) -> None:
+    def __init__(self, most: int, most_each: int | None, meters: Meters) -> None:
         self._most = most
-        self._most_each = most_each
+        self._most_each = most_each or max(1, most * 5 // 6)
         self._meters = meters
         self._held: Counter[str] = Counter()
 

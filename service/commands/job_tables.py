@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from service.commands.terminal_text import printable
+
 # Digits of an id that are shown, and that any command takes for it.
 SHORT = 12
 _STYLES = {
@@ -172,4 +174,4 @@ def _safe(text: Any) -> str:
     """Without what would steer a terminal, or be taken for markup."""
     from rich.markup import escape
 
-    return escape("".join(character if character.isprintable() else " " for character in str(text)))
+    return escape(printable(str(text)))

@@ -299,6 +299,7 @@ def _change(
     settings: Path | None,
 ) -> None:
     """Change each of the jobs, also behind one that is refused; what was refused is told at the end."""
+    from service.client import UnknownTokenError
     from service.jobs.job import ENDED
 
     changed: list[dict[str, Any]] = []
@@ -307,6 +308,9 @@ def _change(
         for job_id in job_ids:
             try:
                 one = change(desk, job_id)
+            except UnknownTokenError:
+                # Of all jobs alike; and each wrong token counts against the address that it comes from.
+                raise
             except ConfigError as error:
                 refused.append(error)
                 continue

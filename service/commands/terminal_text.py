@@ -4,18 +4,23 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator
 
-# Colours and the end of a line to be erased, as programs write them, stay. What else a terminal obeys goes: titles, the
-# clipboard, the cursor's place, questions that it answers as if somebody had typed.
+# Colours, steps back and the end of a line to be erased, as programs write them, stay. What else a terminal obeys goes:
+# titles, the clipboard, the cursor's place, questions that it answers as if somebody had typed.
 _OBEYED = re.compile(
     r"(\x1b\[[0-9;:]*[mK])"
     r"|\x1b\[[0-?]*[ -/]*[@-~]?"
     r"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?"
     r"|\x1b[ -/]*[0-~]?"
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
+    r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
 )
 _CUT_SHORT = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)?\Z")
 # A longer one is none.
 _LONGEST = 4096
+
+
+def printable(text: str, kept: str = "") -> str:
+    """`text` with a space in the place of each character that is none to look at, but for those in `kept`."""
+    return "".join(character if character.isprintable() or character in kept else " " for character in text)
 
 
 def harmless(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -51,13 +51,16 @@ def make(
 
 @contextlib.contextmanager
 def own_key() -> Iterator[str]:
-    """A key for who has given none; where the answer is lost inside, they are told it."""
+    """A key for who has given none; where the answer is lost inside, they are told it.
+
+    A refusal is passed on as it is: nothing was made, and the same is refused again.
+    """
     own = secrets.token_hex(16)
     try:
         yield own
-    except TrackingError as error:
+    except store.UnreachableError as error:
         advice = f"this may have come through; sent again with the key {own!r}, it makes no second job"
-        raise TrackingError(f"{error}; {advice}") from error
+        raise store.UnreachableError(f"{error}; {advice}") from error
 
 
 @contextlib.contextmanager

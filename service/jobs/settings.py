@@ -1,5 +1,6 @@
 """How an operator sets up the job service: which backends, roots and amounts a job may use. Imports no torch."""
 
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,14 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _page(value: str) -> str:
+    if not value.startswith(("http://", "https://")) or not urllib.parse.urlsplit(value).hostname:
+        raise ValueError("write http:// or https:// with a host, as http://mlflow.lan:5000")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Page = Annotated[str, AfterValidator(_page)]
 
 
 class LocalSettings(Section):
@@ -92,7 +100,9 @@ class LimitSettings(Section):
         1200, ge=1, description="of one token, or one address: what the console's form asks while somebody types"
     )
     followers: int = Field(300, ge=1, description="open event streams, of all clients together")
-    followers_each: int = Field(250, ge=1, description="of these, of one token, or one address; beyond it 429")
+    followers_each: int | None = Field(
+        None, ge=1, description="of these, of one token, or one address; beyond it 429; default: five of six"
+    )
     retries: int = Field(20, ge=0, description="largest retry budget that a job may have")
     jobs: int = Field(100_000, ge=1, description="jobs that wait or run; beyond it 429")
     failures_per_minute: int = Field(20, ge=1, description="wrong tokens from one address; beyond it 429")
@@ -116,7 +126,7 @@ class ServiceSettings(Section):
     worker_tracking_uri: str | None = Field(
         None, description="the same server as containers reach it; default: tracking_uri"
     )
-    browser_tracking_uri: str | None = Field(
+    browser_tracking_uri: Page | None = Field(
         None, description="the same server as the console's users reach it; default: tracking_uri"
     )
     experiment: str = Field("lorot", description="of jobs that name none")

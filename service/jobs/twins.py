@@ -42,7 +42,7 @@ class Twins:
 
     @contextlib.contextmanager
     def making(self, key: str) -> Iterator[None]:
-        """Let nobody look while a run of this key is made. What raises TrackingError may still make it later."""
+        """Let nobody look while a run of this key is made. What raises UnreachableError may still make it later."""
         with self._lock:
             if key in self._late:
                 self._late[key] = math.inf
@@ -50,7 +50,9 @@ class Twins:
             # A look that is under way would not know yet that somebody is told of the new one.
             with self._turns.of(key):
                 yield
-        except TrackingError:
+        except store.UnreachableError:
+            # Whoever's key it is. A refusal leaves no run: MLflow takes back what it has begun before it says so, and of
+            # one after a question that was lost `run_creation.create` says that it is not known.
             self._expect(key)
             raise
         finally:

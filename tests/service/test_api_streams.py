@@ -378,6 +378,12 @@ def test_nobody_takes_the_places_of_all_others(here: Served) -> None:
     asyncio.run(tried())
 
 
+@pytest.mark.parametrize(("most", "each"), [(300, 250), (120, 100), (7, 5), (2, 1), (1, 1)])
+def test_however_few_places_there_are_one_client_leaves_some(place: str, tmp_path: Path, most: int, each: int) -> None:
+    with served(tmp_path, place, limits={"followers": most}) as here:
+        assert here.app.state.streams._most_each == each
+
+
 def test_who_follows_is_counted_by_their_token(place: str, tmp_path: Path) -> None:
     with served(tmp_path, place, limits={"followers_each": 1}) as here:
         job = here.run(here.submit()["id"])

@@ -88,6 +88,21 @@ def test_an_error_is_one_message_on_stderr_and_its_own_exit_code(
     assert (told.out, told.err) == ("", "error: step 3: [loss] is nan\n")
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_error_with_a_jobs_last_words_gives_no_orders_to_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, debug: list[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise errors.JobError("job 1 failed: \x1b]52;c;cm0gLXJmIH4=\x07\x9b2J\nsecond line ä", 3)
+
+    monkeypatch.setattr(local, "run", fail)
+    assert call(*debug, "train", "any.yaml") == 3
+    told = capsys.readouterr().err
+    assert [character for character in told if not character.isprintable() and character != "\n"] == []
+    assert told.endswith("error: job 1 failed:  ]52;c;cm0gLXJmIH4=  2J\nsecond line ä\n")
+    assert ("Traceback" in told) is bool(debug)
+
+
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--debug", "check", "absent.yaml") == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -428,3 +428,15 @@ def test_the_settings_file_that_is_shipped_says_what_holds_without_it() -> None:
     assert settings_file.load(None, ["gpus=2", "limits.retries=5"]).limits.retries == 5
     with pytest.raises(ConfigError, match=r"limits\.retry: unknown key; did you mean 'limits.retries'"):
         settings_file.load(None, ["limits.retry=5"])
+
+
+@pytest.mark.parametrize(
+    "uri", ["mlflow.lan:5000", "mlflow.lan", "sqlite:///mlflow.db", "http://", "//mlflow.lan:5000"]
+)
+def test_an_address_that_no_browser_can_be_led_to_is_refused_with_one_that_works(uri: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"browser_tracking_uri: write http:// or https://.* as http://mlflow\.lan:5000"
+    ):
+        settings_file.load(None, [f"browser_tracking_uri={uri}"])
+    for good in ("http://mlflow.lan:5000", "https://someone:secret@mlflow.lan/", "null"):
+        assert settings_file.load(None, [f"browser_tracking_uri={good}"]).browser_tracking_uri in (good, None)

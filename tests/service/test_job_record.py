@@ -106,6 +106,44 @@ def test_a_job_whose_making_was_never_answered_is_found_by_its_key(
     assert again(record).jobs() == [job]
 
 
+def delete_the_experiment(job: Job) -> None:
+    store.client().delete_experiment(store.client().get_run(job.id).info.experiment_id)
+
+
+@pytest.mark.parametrize("given", ["mine", ""], ids=["own key", "told key"])
+def test_a_job_that_mlflow_refuses_is_refused_and_nobody_waits_for_it_nor_sends_it_again(
+    record: Record, given: str
+) -> None:
+    record.load()
+    delete_the_experiment(record.create(spec())[0])
+    with pytest.raises(TrackingError, match=r"was deleted in .* choose another name") as refusal:
+        record.create(spec(), key=given)
+    assert not isinstance(refusal.value, store.UnreachableError)
+    assert "sent again" not in str(refusal.value)
+    assert not record._twins.are_expected
+
+
+@pytest.mark.parametrize("given", ["mine", ""], ids=["own key", "told key"])
+def test_a_job_that_is_refused_after_a_lost_answer_may_be_there_all_the_same(
+    record: Record, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    record.load()
+    first, _ = record.create(spec())
+    real = run_creation._create_once
+
+    def lose_the_answer(*given: object, **named: object) -> object:
+        real(*given, **named)  # type: ignore[arg-type]
+        delete_the_experiment(first)
+        raise AWAY
+
+    monkeypatch.setattr(run_creation, "_create_once", lose_the_answer)
+    monkeypatch.setattr(run_creation.time, "sleep", lambda _: None)
+    with pytest.raises(store.UnreachableError, match="was deleted in") as refusal:
+        record.create(spec(), key=given)
+    assert ("sent again with the key" in str(refusal.value)) is (not given)
+    assert record._twins.are_expected
+
+
 def test_a_run_that_a_server_made_twice_is_one_job_after_the_next_start(record: Record) -> None:
     job, _ = record.create(spec())
     run = store.client().get_run(job.id)

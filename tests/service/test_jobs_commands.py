@@ -143,6 +143,36 @@ def test_of_several_jobs_one_that_is_refused_keeps_no_other_from_being_changed(
     assert [one["state"] for one in json.loads(capsys.readouterr().out)] == ["queued"]
 
 
+@pytest.mark.parametrize("verb", ["cancel", "retry", "resume"])
+def test_a_wrong_token_is_sent_once_for_however_many_jobs(
+    here: Served, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    counted: list[str] = []
+    take = here.access.failures.take
+
+    def count(client: str) -> float:
+        counted.append(client)
+        return take(client)
+
+    monkeypatch.setattr(here.access.failures, "take", count)
+    monkeypatch.setenv("LOROT_TOKEN", "lorot_wrong")
+    assert call(verb, *(f"{number:012x}" for number in range(3))) == ConfigError.exit_code
+    assert "LOROT_TOKEN" in capsys.readouterr().err
+    assert len(counted) == 1
+
+
+def test_jobs_of_others_are_told_at_the_end_and_the_own_ones_are_stopped(
+    here: Served, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = here.access.tokens.create("ann", "submit")
+    own = here.submit({"Authorization": f"Bearer {secret}"})["id"]
+    other = here.submit(here.token("ben", "submit"))["id"]
+    monkeypatch.setenv("LOROT_TOKEN", secret)
+    assert call("cancel", other, own) == ConfigError.exit_code
+    assert capsys.readouterr().out == f"{own[:12]} killed\n"
+    assert here.desk.get(other).state == "queued"
+
+
 def test_what_is_said_of_a_new_job_is_a_command_that_finds_it(
     here: Served, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_a_job_gives_no_orders_to_a_terminal(order: bytes) -> None:
 
 def test_colours_and_the_bars_of_progress_stay_as_they_are() -> None:
     assert shown(PROGRESS) == PROGRESS
+    assert shown(b"10%\x08\x08\x0820%") == b"10%\x08\x08\x0820%"
     assert shown(b"a\tb\r\n\xff") == b"a\tb\r\n\xef\xbf\xbd"
 
 
