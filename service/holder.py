@@ -118,8 +118,8 @@ def is_held(path: Path) -> bool:
 def began(process: psutil.Process, started_s: float) -> bool:
     """Whether a process began at this moment, seconds since the epoch, as psutil told it to somebody.
 
-    The kernel counts a start in hundredths of a second since the machine's own, to which psutil adds that: whole seconds, of
-    which there may be one more or less after the clock was corrected.
+    The kernel counts a start in hundredths of a second since the machine's own, to which psutil adds that in whole
+    seconds: after the clock was corrected there may be one more or less.
     """
     return abs(process.create_time() - started_s) < 2.0
 

@@ -197,7 +197,7 @@ def test_a_form_that_is_not_looked_at_any_more_says_why_and_that_its_verdict_is_
         expect(page.locator("#wrong-name")).not_to_be_empty()
         # Refused before it reaches any page.
         page.get_by_label("YAML", exact=True).fill("a" * 2 * here.desk.settings.limits.body_bytes)
-        expect(page.locator("#typing")).to_contain_text("The service does not look at this form. What was found is from")
+        expect(page.locator("#typing")).to_contain_text("look at this form. What was found is from before.")
 
 
 def test_a_page_whose_job_is_gone_says_so_and_keeps_what_it_shows(
