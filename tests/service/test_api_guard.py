@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.types import Message
-from uvicorn.server import ServerState
 
-from service.api import guard, server, structured_log
+from service.api import guard, structured_log
 from service.api.audit import KEPT, Audit
 from service.api.limits import Buckets
 from service.jobs.job import Job
@@ -341,43 +339,3 @@ def test_a_body_that_does_not_come_is_not_awaited_for_ever(here: Served, monkeyp
     asyncio.run(here.app(scope | {"client": ("10.0.0.9", 1), "scheme": "http", "root_path": ""}, receive, send))
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["type"] == "SlowError"
-
-
-def test_connections_on_which_no_request_comes_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_S", 1.0)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(1.2)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
-
-    async def ask(port: int, *parts: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        answer = b""
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            if part.endswith(b"\r\n\r\n"):
-                answer += await reader.readuntil(b"ok")
-        answer += await asyncio.wait_for(reader.read(), 60)
-        writer.close()
-        return answer
-
-    async def tried() -> list[bytes]:
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=3600)
-        config.load()
-        state = ServerState()
-        loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: server.Timed(config, state, {}), "127.0.0.1", 0)
-        port = listening.sockets[0].getsockname()[1]
-        whole, part = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: "
-        unread = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
-        asked = (), (part,), (whole, part), (unread, b"abc")
-        found = await asyncio.gather(*(ask(port, *parts) for parts in asked))
-        listening.close()
-        return found
-
-    nothing, cut, then_cut, then_body = asyncio.run(tried())
-    assert (nothing, cut) == (b"", b"")
-    assert then_cut.startswith(b"HTTP/1.1 200"), "an answer may take longer than a request"
-    assert then_body.startswith(b"HTTP/1.1 200"), "what nobody reads may not go on for ever either"
