@@ -226,6 +226,7 @@ def test_what_is_sent_has_to_be_taken() -> None:
         for _ in range(3):
             while not clock.waits():
                 await asyncio.sleep(0)
+            assert clock.waits() == [server.WRITE_S], "what was waited for before was taken"
             first = connection.protocol._stuck
             while connection.protocol._stuck is first:
                 assert await connection.taken()
