@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from service.api import guard, structured_log
 from service.api.audit import KEPT, Audit
@@ -322,20 +322,41 @@ def test_who_is_not_known_fills_no_memory_with_bodies(place: str, tmp_path: Path
                 assert (answer.status_code, answer.json()["error"]["type"]) == (401, "UnauthorizedError")
 
 
-def test_a_body_that_does_not_come_is_not_awaited_for_ever(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_S", 0.05)
+def asked(here: Served, *head: tuple[bytes, bytes], receive: Receive) -> list[Message]:
+    """What is sent to somebody unknown elsewhere, who sends a job so."""
     sent: list[Message] = []
-
-    async def receive() -> Message:
-        if not sent:
-            await asyncio.Event().wait()
-        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    head = [(b"host", b"localhost"), (b"content-length", b"10")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": head, "query_string": b""}
-    asyncio.run(here.app(scope | {"client": ("10.0.0.9", 1), "scheme": "http", "root_path": ""}, receive, send))
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "scheme": "http"}
+    headers = [(b"host", b"localhost"), *head]
+    asyncio.run(here.app(scope | {"client": ("10.0.0.9", 1), "headers": headers, "root_path": ""}, receive, send))
+    return sent
+
+
+def test_a_body_that_does_not_come_is_not_awaited_for_ever(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    sent = asked(here, (b"content-length", b"10"), receive=receive)
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["type"] == "SlowError"
+
+
+def test_of_a_body_that_is_too_long_no_more_is_read(here: Served) -> None:
+    here.token("ann", "submit")
+    heard = 0
+
+    async def receive() -> Message:
+        nonlocal heard
+        heard += 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+    for head, most in (((b"transfer-encoding", b"chunked"), 6), ((b"content-length", b"1000000"), 0)):
+        heard = 0
+        sent = asked(here, head, (b"content-type", b"application/json"), receive=receive)
+        assert (sent[0]["status"], heard) == (401, most)
