@@ -101,11 +101,10 @@ class Guard:
             self._note(scope, sent, time.perf_counter() - started_s)
 
     async def _admitted(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The request's body, None for none.
+        """The request's body, None for none; empty if it is long and nobody knows who sends it: routes refuse them.
 
         Raises:
             HostError, TooManyRequestsError, TooLargeError, SlowError: it is not heard.
-            UnauthorizedError: it is long, and nobody knows who sends it.
         """
         request = HTTPConnection(scope)
         if scope["path"] not in PROBES:
@@ -128,7 +127,7 @@ class Guard:
                 raise SlowError(f"the body has not come within {BODY_S:g} s") from None
         if body is None:
             if not is_known:
-                self._access.identify(request)
+                return b""
             raise TooLargeError(
                 f"the body is longer than {most:,} bytes; data belongs below a data root, not into a request"
             )

@@ -27,38 +27,68 @@ from service.jobs.settings import ServiceSettings
 _GRACE_S = 10
 # For the head of a request to come, once it is awaited.
 HEAD_S = 30.0
+# For what is sent to be taken.
+WRITE_S = 60.0
 # As in malloc.h.
 _M_ARENA_MAX = -8
 
 
 class Timed(H11Protocol):
-    """A connection that is let go of if the head of a request does not come in time.
+    """A connection that is let go of if its client does not go on in time.
 
-    Others would wait for it for ever, until no file can be opened any more.
+    That is, if the head of a request does not come, the body of one that was answered does not end, or what is sent is
+    not taken. Others would wait for it for ever, until no file can be opened any more.
     """
 
     _late: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Nothing is left over without `pause_writing`: even to be closed, a connection waits until that is taken.
+        transport.set_write_buffer_limits(0)
         self._late = self.loop.call_later(HEAD_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
+        was_idle = self.conn.their_state is h11.IDLE
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
+        is_idle = self.conn.their_state is h11.IDLE
+        if not was_idle and is_idle:
+            # Of a request that was answered before, the body has now come.
+            self._in_time()
+        if is_idle and not self.conn.trailing_data[0]:
+            # uvicorn waits for the next one from an answer on, and no longer once anything comes after that.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        elif not is_idle and self.conn.our_state is not h11.DONE:
             self._in_time()
         elif self._late is None:
             # A further request has begun, or of one that was answered the body still comes.
             self._late = self.loop.call_later(HEAD_S, self.transport.close)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
+        self._taken()
         super().connection_lost(exc)
 
     def _in_time(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _taken(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
 
 class _Server(uvicorn.Server):

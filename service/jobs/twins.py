@@ -51,8 +51,8 @@ class Twins:
             with self._turns.of(key):
                 yield
         except store.UnreachableError:
-            # Whoever's key it is. A refusal leaves no run: MLflow takes back what it has begun before it says so, and of
-            # one after a question that was lost `run_creation.create` says that it is not known.
+            # Whoever's key it is. A refusal leaves no run: MLflow takes back what it has begun before it says so, and
+            # of one after a question that was lost `run_creation.create` says that it is not known.
             self._expect(key)
             raise
         finally:

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from starlette.types import Message
-from uvicorn.server import ServerState
+from starlette.types import Message, Receive
 
-from service.api import guard, server, structured_log
+from service.api import guard, structured_log
 from service.api.audit import KEPT, Audit
 from service.api.limits import Buckets
 from service.jobs.job import Job
@@ -324,60 +322,41 @@ def test_who_is_not_known_fills_no_memory_with_bodies(place: str, tmp_path: Path
                 assert (answer.status_code, answer.json()["error"]["type"]) == (401, "UnauthorizedError")
 
 
-def test_a_body_that_does_not_come_is_not_awaited_for_ever(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_S", 0.05)
+def asked(here: Served, *head: tuple[bytes, bytes], receive: Receive) -> list[Message]:
+    """What is sent to somebody unknown elsewhere, who sends a job so."""
     sent: list[Message] = []
-
-    async def receive() -> Message:
-        if not sent:
-            await asyncio.Event().wait()
-        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    head = [(b"host", b"localhost"), (b"content-length", b"10")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": head, "query_string": b""}
-    asyncio.run(here.app(scope | {"client": ("10.0.0.9", 1), "scheme": "http", "root_path": ""}, receive, send))
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "scheme": "http"}
+    headers = [(b"host", b"localhost"), *head]
+    asyncio.run(here.app(scope | {"client": ("10.0.0.9", 1), "headers": headers, "root_path": ""}, receive, send))
+    return sent
+
+
+def test_a_body_that_does_not_come_is_not_awaited_for_ever(here: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    sent = asked(here, (b"content-length", b"10"), receive=receive)
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["type"] == "SlowError"
 
 
-def test_connections_on_which_no_request_comes_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_S", 1.0)
+def test_of_a_body_that_is_too_long_no_more_is_read(here: Served) -> None:
+    here.token("ann", "submit")
+    heard = 0
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(1.2)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
+    async def receive() -> Message:
+        nonlocal heard
+        heard += 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
 
-    async def ask(port: int, *parts: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        answer = b""
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            if part.endswith(b"\r\n\r\n"):
-                answer += await reader.readuntil(b"ok")
-        answer += await asyncio.wait_for(reader.read(), 60)
-        writer.close()
-        return answer
-
-    async def tried() -> list[bytes]:
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=3600)
-        config.load()
-        state = ServerState()
-        loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: server.Timed(config, state, {}), "127.0.0.1", 0)
-        port = listening.sockets[0].getsockname()[1]
-        whole, part = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: "
-        unread = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
-        asked = (), (part,), (whole, part), (unread, b"abc")
-        found = await asyncio.gather(*(ask(port, *parts) for parts in asked))
-        listening.close()
-        return found
-
-    nothing, cut, then_cut, then_body = asyncio.run(tried())
-    assert (nothing, cut) == (b"", b"")
-    assert then_cut.startswith(b"HTTP/1.1 200"), "an answer may take longer than a request"
-    assert then_body.startswith(b"HTTP/1.1 200"), "what nobody reads may not go on for ever either"
+    for head, most in (((b"transfer-encoding", b"chunked"), 6), ((b"content-length", b"1000000"), 0)):
+        heard = 0
+        sent = asked(here, head, (b"content-type", b"application/json"), receive=receive)
+        assert (sent[0]["status"], heard) == (401, most)

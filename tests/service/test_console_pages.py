@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from service import store
+from service.api import guard
 from service.console import job_pages
 from tests.service.console_service import TINY, Service, service
 from tests.service.html_page import Element, Page
@@ -371,6 +372,19 @@ def test_who_is_not_known_is_led_to_the_login_and_back(here: Service) -> None:
     assert here.client.post("/logout", data={"csrf": proof}).status_code == 303
     assert here.client.get("/").status_code == 303
     assert here.client.post(f"/jobs/{job.id}/cancel", data={"csrf": proof}).status_code == 401
+
+
+def test_a_long_form_is_refused_with_a_page_when_its_session_has_ended(place: str, tmp_path: Path) -> None:
+    there = service(tmp_path)
+    browser = there.log_in("ann", "submit")
+    sent = Page(browser.get("/submit").text).fields() | {"action": "submit", "yaml": "#" * 2 * guard.STRANGERS_BYTES}
+    assert browser.post("/submit/look", data=sent).status_code == 200
+    there.access.tokens.revoke("ann")
+    for path in ("/submit", "/submit/look"):
+        answer = browser.post(path, data=sent)
+        assert (answer.status_code, answer.headers["content-type"]) == (401, "text/html; charset=utf-8")
+        assert "Who are you?" in Page(answer.text).shown
+    assert there.desk.record.jobs() == []
 
 
 @pytest.mark.parametrize(

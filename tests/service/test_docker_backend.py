@@ -121,10 +121,13 @@ def test_each_node_gets_its_own_gpus_by_name(settings: ServiceSettings, monkeypa
     assert "DeviceRequests" not in containers.container(order(settings), settings, 0)["HostConfig"]
 
 
-def test_a_link_that_was_turned_after_the_check_is_not_mounted(settings: ServiceSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", ["{link}", "{link}/", "{link}/."])
+def test_a_link_that_was_turned_after_the_check_is_not_mounted(
+    settings: ServiceSettings, tmp_path: Path, written: str
+) -> None:
     link = tmp_path / "extra/link"
     link.symlink_to(tmp_path / "extra/deep")
-    made = order(settings, mounts=[str(link)])
+    made = order(settings, mounts=[written.format(link=link)])
     containers.check(made.job, settings)
     for other, said in ((tmp_path, "no job may see"), (tmp_path / "run", "not in a folder")):
         link.unlink()

@@ -15,7 +15,7 @@ def test_the_unit_survives_what_jobs_and_it_itself_go_through() -> None:
     service = unit["Service"]
     assert service["KillMode"] == "process", "jobs outlive it"
     assert "PrivateTmp" not in service, "their /tmp too"
-    # Each closes /dev/nvidia* to local jobs: older systemd, as Ubuntu 22.04's 249, takes ProtectClock for a DeviceAllow.
+    # Each closes /dev/nvidia* to local jobs: systemd 249, as in Ubuntu 22.04, takes ProtectClock for a DeviceAllow.
     assert not {"ProtectClock", "PrivateDevices", "DeviceAllow"} & service.keys()
     # A unit that has failed five times in ten seconds is not started again, unless it says so.
     assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")

@@ -216,15 +216,14 @@ def _gpus(order: Order, node: int) -> list[str]:
 
 def _mounts(order: Order, settings: ServiceSettings, with_data: bool) -> Iterator[dict[str, Any]]:
     spec, folder = order.job.spec, order.folder.absolute()
-    read_only = [Path(path) for path in spec.mounts]
-    if with_data:
-        read_only += [path for path in settings.data_roots if path.exists()]
+    asked = [(Path(path), True) for path in spec.mounts]
+    roots = [(path, False) for path in settings.data_roots if with_data and path.exists()]
     targets: dict[Path, Path] = {}
-    for path in read_only:
+    for path, is_asked_for in [*asked, *roots]:
         source = path.resolve()
         # This is what is mounted, and a link on the way may have been changed since the job was checked.
         _refuse_if_dangerous(source, settings)
-        if str(path) in spec.mounts:
+        if is_asked_for:
             _refuse_if_not_allowed(source, settings)
         # Under its own name and, where that is a link, under that of the place it leads to.
         targets |= {path.absolute(): source, source: source}
