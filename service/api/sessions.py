@@ -13,6 +13,7 @@ from pathlib import Path
 
 from service.api.tokens import Token
 from service.errors import StorageError
+from service.whole_file import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +65,8 @@ class Sessions:
             if len(self._forgotten) >= _FORGOTTEN_MOST:
                 return
             self._forgotten[nonce] = float(expires)
-            beside = self._closed_file.with_name(f".{self._closed_file.name}.{os.getpid()}")
             try:
-                beside.write_text(json.dumps(self._forgotten))
-                os.replace(beside, self._closed_file)
+                write_json(self._closed_file, self._forgotten)
             except OSError as error:
                 # It is closed all the same while this process lives.
                 _log.warning("%s: a session that was closed is not noted there (%s)", self._closed_file, error.strerror)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ConfigError, StorageError
+from service.whole_file import write_json
 
 # Each one may do what the ones before it may.
 SCOPES = ("read", "submit", "admin")
@@ -143,16 +144,10 @@ class Tokens:
             raise StorageError(f"{self.path}: cannot be written ({error.strerror}); is the folder yours?") from None
 
     def _write(self, tokens: dict[str, Token]) -> None:
-        beside = self.path.with_name(f".{self.path.name}.writing")
-        beside.unlink(missing_ok=True)
         content: dict[str, Any] = {}
         for name, token in sorted(tokens.items()):
             content[name] = {key: value for key, value in asdict(token).items() if key != "name"}
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
+        write_json(self.path, content)
 
 
 def _token(name: str, entry: dict[str, Any]) -> Token:

@@ -26,6 +26,7 @@ import psutil
 
 from pipelines.amounts import shown_bytes
 from service.jobs import memory, memory_group
+from service.whole_file import write_json
 
 ORDER = "order.json"
 LOCK = "runner.lock"
@@ -56,21 +57,21 @@ def run(folder: Path) -> int:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     began = time.time()
     kills = memory.Kills()
-    write(folder / BEGUN, {"runner": _process(os.getpid()), "started_s": began})
+    write_json(folder / BEGUN, {"runner": _process(os.getpid()), "started_s": began})
     try:
         attempt = _Attempt(folder, order, lock)
     except OSError as error:
         told = f"{order['command'][0]} cannot be started ({error.strerror})"
-        write(folder / EXIT, {"exit_code": 127, "reason": told, "started_s": began, "ended_s": time.time()})
+        write_json(folder / EXIT, {"exit_code": 127, "reason": told, "started_s": began, "ended_s": time.time()})
         return 0
-    write(folder / BEGUN, {"runner": _process(os.getpid()), "command": _process(attempt.pid), "started_s": began})
+    write_json(folder / BEGUN, {"runner": _process(os.getpid()), "command": _process(attempt.pid), "started_s": began})
     code = attempt.wait()
     ended = {"exit_code": code, "started_s": began, "ended_s": time.time(), "asked_to_stop": attempt.was_asked}
     out_of_memory, reason = bool(code) and attempt.was_too_large, attempt.said
     if code == -signal.SIGKILL and not attempt.has_killed and not out_of_memory:
         out_of_memory, reason = memory.explain(kills)
     ended |= {"out_of_memory": out_of_memory, "killed_after_grace": attempt.has_killed}
-    write(folder / EXIT, ended | ({"reason": reason} if reason and code else {}))
+    write_json(folder / EXIT, ended | ({"reason": reason} if reason and code else {}))
     return 0
 
 
@@ -191,19 +192,6 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object whole or not at all, also if the machine loses its power; raises OSError."""
-    beside = path.with_name(f".{path.name}.writing")
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
-    # An order has what its job was given; it is nobody else's.
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _lock(folder: Path) -> int | None:

@@ -34,6 +34,7 @@ from service.jobs.job import Job
 from service.jobs.process_family import marked, signal_family
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import num_bytes
+from service.whole_file import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ class Local:
             told |= {"environment": variables, "grace_s": order.job.spec.grace_s}
             if most := order.job.spec.resources.memory:
                 told["memory_bytes"] = num_bytes(most)
-            runner.write(folder / runner.ORDER, told)
+            # It has what the job was given, which is nobody else's.
+            write_json(folder / runner.ORDER, told)
             self._started[order.name] = subprocess.Popen(
                 [sys.executable, "-m", "service.jobs.runner", str(folder)],
                 env={
@@ -205,7 +207,7 @@ class Local:
             asked = {"asked_s": time.time(), "grace_s": grace_s}
             try:
                 # The runner looks there: a signal could come before it listens.
-                runner.write(folder / runner.STOP, asked)
+                write_json(folder / runner.STOP, asked)
             except OSError as error:
                 raise BackendError(f"{name}: cannot be asked to stop ({error.strerror})") from None
         begun = runner.read(folder / runner.BEGUN)
