@@ -26,6 +26,8 @@ from service.errors import TrackingError
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 _PROBE_S = 4.0
+# How long another program's lock on a SQLite file is waited for.
+_LOCKED_S = 20.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _ADVICE = "start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or unset it to record in " + DEFAULT_URI
 # What the user has set stays. A request is tried once: the caller decides whether repeating it is safe.
@@ -284,14 +286,35 @@ def _is_database(uri: str, path: Path) -> bool:
     if not path.exists() or path.stat().st_size == 0:
         return False
     try:
-        address = f"{path.resolve().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as database:
+        with contextlib.closing(open_sqlite(path, _LOCKED_S)) as database:
             database.execute("SELECT count(*) FROM experiments").fetchone()
     except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise UnreachableError(
+                f"{shown(uri)}: another program has kept {path} locked for {_LOCKED_S:g} seconds; end it, or try again"
+            ) from None
+        if name.startswith(("SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM")):
+            raise TrackingError(
+                f"{shown(uri)}: {path} cannot be read ({error}); let this user write it and its folder, or choose "
+                "another with tracking.uri"
+            ) from None
         raise TrackingError(
             f"{shown(uri)}: {path} is no MLflow database ({error}); move it away or choose another with tracking.uri"
         ) from None
     return True
+
+
+def open_sqlite(path: Path, patience_s: float) -> sqlite3.Connection:
+    """Open a database that exists; raises sqlite3.Error.
+
+    Not read-only, though nothing is written here: what a killed writer has left unfinished beside the file is taken back
+    by whoever opens it next, and without the right to write that would be refused for good.
+
+    Args:
+        patience_s: how long another program's lock is waited for.
+    """
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=patience_s)
 
 
 def _create_database(path: Path) -> None:

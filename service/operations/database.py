@@ -161,9 +161,7 @@ def _copy_sqlite(uri: str, target: Path) -> None:
         raise ConfigError(f"{path}: there is no such database; name the tracking database with --database")
     try:
         with (
-            contextlib.closing(
-                sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_LOCKED_S)
-            ) as source,
+            contextlib.closing(store.open_sqlite(path, _LOCKED_S)) as source,
             contextlib.closing(sqlite3.connect(target)) as copy,
         ):
             # In one go: in parts it would begin anew whenever somebody writes in between.
@@ -179,7 +177,7 @@ def _copy_sqlite(uri: str, target: Path) -> None:
 
 def _check_sqlite(path: Path, kind: type[TrackingError] | type[DataError]) -> None:
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with contextlib.closing(store.open_sqlite(path, _LOCKED_S)) as database:
             (said,) = database.execute("PRAGMA integrity_check(1)").fetchone()
             database.execute("SELECT count(*) FROM experiments").fetchone()
     except sqlite3.Error as error:

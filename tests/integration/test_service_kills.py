@@ -22,6 +22,7 @@ from processes import await_
 from record_server import PostgreSQL, Server, free_port
 
 from service import store
+from service.jobs.job import Attempt
 from tests.integration.debian import RefusedError
 from tests.integration.engine import BASE, Engine, answers, own
 from tests.integration.service_process import CONFIG
@@ -257,12 +258,12 @@ def test_whatever_is_killed_each_key_has_one_job_that_ran_once_and_finished(
     }
     # Nobody has killed a job, so each needed one start, which every new service took over. A container may have been
     # lost with the engine that just started or ended it: then the record says so, and it ran once more.
-    lost = {(job, str(one["number"])): one for job, own in attempts.items() for one in own[:-1]}
+    lost = {(job, str(one["number"])): Attempt(**one) for job, own in attempts.items() for one in own[:-1]}
     assert {job for job, _ in lost} <= contained, (told, attempts)
     for one in lost.values():
-        assert one["reason"], (told, one)
-        assert one["exit_code"] != 0, (told, one)
-        assert any(began_s <= one["ended_s"] and one["started_s"] <= ended_s for began_s, ended_s in outages), told
+        assert one.reason, (told, one)
+        assert one.exit_code != 0, (told, one)
+        assert any(began_s <= one.ended_s and one.started_s <= ended_s for began_s, ended_s in outages), (told, one)
     print(f"{told}: {len(contained)} of {len(attempts)} jobs in containers, {len(lost)} attempts lost with the engine")
     # The one that trains keeps no ledger; its own record says what it did.
     last = Counter((job, str(own[-1]["number"])) for job, own in attempts.items() if job != training.id)
