@@ -308,8 +308,8 @@ def _is_database(uri: str, path: Path) -> bool:
 def open_sqlite(path: Path, patience_s: float) -> sqlite3.Connection:
     """Open a database that exists; raises sqlite3.Error.
 
-    Not read-only, though nothing is written here: what a killed writer has left unfinished beside the file is taken back
-    by whoever opens it next, and without the right to write that would be refused for good.
+    Not read-only, though nothing is written here: what a killed writer has left unfinished beside the file is taken
+    back by whoever opens it next, and without the right to write that would be refused for good.
 
     Args:
         patience_s: how long another program's lock is waited for.

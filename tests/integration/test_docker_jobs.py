@@ -1,9 +1,11 @@
 """Jobs on a real Docker engine: how they run, end, are stopped, lost, found again and cleared away."""
 
+import contextlib
 import json
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -401,6 +403,57 @@ def test_a_job_survives_the_engines_crash_if_that_keeps_containers_alive(
     (job.folder / "outputs/over").touch()
     assert awaited(backend, job).exit_code == 0
     assert said(backend, job).splitlines() == ["begun", "over"]
+
+
+def test_a_container_runs_once_at_most_though_the_engine_crashes_as_it_starts_it(
+    engine: Engine, backend: DockerBackend, settings: ServiceSettings
+) -> None:
+    if engine.folder is None:
+        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    line = "echo begin >> /results/ledger; sleep 4; echo end >> /results/ledger"
+    began = time.monotonic()
+    job = order(settings, "sh", "-c", line)
+    backend.start(job)
+    early_s, late_s = 0.0, time.monotonic() - began
+    backend.remove(job.name, {})
+
+    def is_started(job: Order) -> bool:
+        with contextlib.suppress(BackendError):
+            backend.start(job)
+            return True
+        return False
+
+    told = []
+    # Nearer and nearer to where the container runs and the engine does not know it yet.
+    for _ in range(8):
+        moment_s = (early_s + late_s) / 2
+        job = order(settings, "sh", "-c", line)
+        ledger = job.folder / "outputs/ledger"
+        starting = threading.Thread(target=is_started, args=(job,))
+        starting.start()
+        time.sleep(moment_s)
+        engine.kill()
+        starting.join()
+        engine.start()
+        if ledger.exists():
+            late_s, patience_s = moment_s, 6.0
+        else:
+            early_s, patience_s = moment_s, 1.0
+        deadline = time.monotonic() + patience_s
+        while not (started := is_started(job)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        told.append((round(moment_s, 3), started, backend.status(job.name, {}).phase))
+        if started:
+            assert awaited(backend, job).exit_code == 0, told
+            # Nor is it when somebody asks who has not heard of its end.
+            backend.start(job)
+            time.sleep(0.5)
+            assert ledger.read_text().split() == ["begin", "end"], told
+        elif ledger.exists():
+            # It ran and ended, and the engine has never heard of it.
+            assert ledger.read_text().split() == ["begin", "end"], told
+        backend.remove(job.name, {})
+    print(told)
 
 
 def test_a_job_that_the_engine_takes_along_is_stopped_as_by_a_cancel_and_not_started_again(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,15 @@ def test_a_container_that_could_not_be_started_has_ended() -> None:
     now = judged(inspected(status="created", code=127, Error="exec: no such file"))
     assert (now.phase, now.exit_code) == ("ended", 127)
     assert "exec: no such file" in now.reason
+
+
+def test_a_container_that_ran_though_the_engine_went_down_as_it_started_it_has_ended_with_its_own_code() -> None:
+    # As an engine has told of such a one.
+    state = {"StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "2026-01-01T00:00:09.5Z"}
+    assert judged(inspected(status="created", **state)).exit_code == 0
+    now = judged(inspected(status="created", code=3, **state))
+    assert (now.phase, now.exit_code, now.reason, now.started_s) == ("ended", 3, "", 0)
+    assert now.ended_s == datetime.fromisoformat("2026-01-01T00:00:09.5+00:00").timestamp()
 
 
 def test_of_several_nodes_the_first_failure_counts_that_is_no_consequence() -> None:

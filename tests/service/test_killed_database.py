@@ -48,9 +48,7 @@ def test_a_database_whose_writer_was_killed_is_as_it_was_before_and_opens(place:
     assert names(place) == ["Default"]
 
 
-def test_a_backup_of_a_database_whose_writer_was_killed_holds_what_was_there_before(
-    place: str, tmp_path: Path
-) -> None:
+def test_a_backup_of_a_database_whose_writer_was_killed_holds_what_was_there_before(place: str, tmp_path: Path) -> None:
     interrupted(tmp_path / "mlruns" / "mlflow.db")
     database.dump(store.absolute(place), tmp_path / "copy.db")
     assert names(f"sqlite:///{tmp_path / 'copy.db'}") == ["Default"]

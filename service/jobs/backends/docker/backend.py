@@ -103,7 +103,7 @@ class DockerBackend:
             waits = name in self._waiting
             with self._engine.explained():
                 found = [] if waits else [one for one in self._nodes(name) if _node(one) == str(node)]
-            waits = waits or (bool(found) and found[0]["State"]["Status"] == "created")
+            waits = waits or (bool(found) and ends.Node.of(found[0]).phase == "waiting")
             if not waits or follow is None or not follow():
                 break
             yield b""
@@ -128,7 +128,7 @@ class DockerBackend:
                 self._waiting.pop(name, None)
             found = self._nodes(name)
             for one in found:
-                if one["State"]["Status"] == "created":
+                if ends.Node.of(one).phase == "waiting":
                     self._engine.remove(one["Id"])
             self._stop(name, found, grace_s)
 
@@ -184,8 +184,7 @@ class DockerBackend:
                 here[name] = engine.create(name, body, None if node is None else beside)
         for name, _ in parts:
             # One that has ended is not started again: it would do the same work twice.
-            if here[name]["State"]["Status"] == "created":
-                engine.api.start(here[name]["Id"])
+            engine.start(here[name])
 
     def _await_image(self, name: str) -> Status | None:
         """How an attempt stands that waits for its image; None if none does. Starts it once the image is there."""

@@ -49,12 +49,12 @@ class Node:
         state, config = inspected["State"], inspected["Config"]
         code, error = int(state.get("ExitCode") or 0), str(state.get("Error") or "")
         phase: Literal["waiting", "running", "ended"] = "running"
-        if state["Status"] == "created":
+        if state["Status"] in ("exited", "dead", "removing") or has_run(state):
+            phase = "ended"
+        elif state["Status"] == "created":
             # One that could not be started stays so, with what went wrong.
             phase = "ended" if error else "waiting"
             code = code or 125
-        elif state["Status"] in ("exited", "dead", "removing"):
-            phase = "ended"
         return cls(
             number=int(config["Labels"][NODE]),
             phase=phase,
@@ -136,6 +136,11 @@ def is_hopeless(nodes: Sequence[Node], fewest: int) -> bool:
     """Whether some still run that cannot end well, because too few are left of those that had to."""
     hopeful = [node for node in nodes if not node.has_failed]
     return any(node.phase != "ended" for node in nodes) and len(hopeful) < min(fewest, len(nodes))
+
+
+def has_run(state: Mapping[str, Any]) -> bool:
+    """Whether what the engine calls "created" has run and ended: it went down as it started it, and saw its end."""
+    return state["Status"] == "created" and _seconds(state.get("FinishedAt")) > 0
 
 
 def _began(node: Node) -> bool:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import requests
@@ -12,7 +13,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 import docker
 from service.errors import BackendError, ConfigError
-from service.jobs.backends.docker import images
+from service.jobs.backends.docker import ends, images
 from service.jobs.backends.docker.containers import ATTEMPT, JOB
 
 _TIMEOUT_S = 30
@@ -24,6 +25,7 @@ _REFUSALS = (
     "permission denied",
     "unknown or invalid runtime",
 )
+_INTERRUPTED = "the engine went down as it started this container, and cannot start it again"
 
 
 class Engine:
@@ -89,6 +91,28 @@ class Engine:
         if network is not None and network not in made["NetworkSettings"]["Networks"]:
             self.api.connect_container_to_network(name, network)
         return made
+
+    def start(self, container: Mapping[str, Any]) -> None:
+        """Start a container that never was; nothing happens to others.
+
+        Args:
+            container: as the engine's `GET /containers/ID/json` has told.
+
+        Raises:
+            BackendError: the engine went down as it started this one. If it runs all the same, the engine says so
+                within seconds; before that, or with another one in its place, it could run twice.
+        """
+        state = container["State"]
+        if state["Status"] != "created" or ends.has_run(state):
+            return
+        if _is_interrupted(state.get("Error")):
+            raise BackendError(_INTERRUPTED)
+        try:
+            self.api.start(container["Id"])
+        except APIError as error:
+            if _is_interrupted(error.explanation):
+                raise BackendError(_INTERRUPTED) from None
+            raise
 
     def create_network(self, name: str, labels: dict[str, str], internal: bool) -> None:
         """Make a network, or find the one that an earlier call has made; no way leads out of an internal one."""
@@ -162,6 +186,11 @@ class Engine:
                 else "start it (systemctl start docker), or correct backends.docker.url or DOCKER_HOST"
             )
             raise BackendError(f"the Docker engine at {where} does not answer ({error}); {advice}") from None
+
+
+def _is_interrupted(said: Any) -> bool:
+    """Whether the engine's refusal to start a container is for what it has left itself of an earlier start."""
+    return "id already in use" in str(said) or re.search(r"task [0-9a-f]{12,}: already exists", str(said)) is not None
 
 
 def meaning(error: APIError) -> ConfigError | BackendError:
