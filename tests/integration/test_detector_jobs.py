@@ -151,13 +151,14 @@ def test_a_detector_is_cancelled_resumed_and_scored_at_the_version_that_it_is_ab
     assert {"job.yaml", "config.yaml", "detect.json"} <= files
 
 
-@local
-def test_masks_are_handed_in_by_the_command_and_waited_for(service: Service) -> None:
+def test_masks_are_handed_in_by_the_command_and_waited_for(service: Service, backend: str) -> None:
     file = service.folder / "masks.yaml"
     file.write_text(COMMON.format(root=service.folder, steps=4) + SEGMENT)
-    done = lorot(
-        service.folder, "submit", str(file), "--model", "models:/small/1", "--server", service.url, "--wait", "--json"
-    )
+    options = ["--model", "models:/small/1", "--backend", backend]
+    if backend == "docker":
+        options += [part for place in engines.mounts() for part in ("--mount", place)]
+        options += [part for name, value in docker_service.LIMITS.items() for part in (f"--{name}", value)]
+    done = lorot(service.folder, "submit", str(file), *options, "--server", service.url, "--wait", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     job = json.loads(done.stdout)
     assert (job["kind"], job["name"], job["state"]) == ("segment", "masks", "finished")
