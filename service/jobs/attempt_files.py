@@ -1,4 +1,4 @@
-"""What of an attempt is kept in the job's folder, so that it outlives what the backend had of it: its end, its logs."""
+"""What of an attempt is kept in the job's folder, and outlives what the backend had of it: its start, end and logs."""
 
 import json
 from collections.abc import Mapping
@@ -28,15 +28,27 @@ def log(folder: Path, number: int, node: int | str) -> Path:
     return folder / "attempts" / str(number) / f"log-node{node}.txt"
 
 
+def note_starting(folder: Path, number: int, node: int | str) -> None:
+    """Write down that a node is about to be started; raises StorageError."""
+    _write(folder, _starting(number, node), b"")
+
+
+def is_starting(folder: Path, number: int, node: int | str) -> bool:
+    """Whether somebody was about to start a node, and may have; raises StorageError where that cannot be seen."""
+    path = _starting(number, node)
+    try:
+        plain_files.text(folder, path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{folder / path}: cannot be read ({error.strerror})") from None
+    return True
+
+
 def note(folder: Path, number: int, status: Status) -> None:
     """Write down how an attempt ended; raises StorageError."""
-    path = _path(number)
     content = json.dumps({name: getattr(status, name) for name in _NOTED}, indent=1) + "\n"
-    try:
-        with plain_files.writing(folder, path) as file:
-            file.write(content.encode())
-    except OSError as error:
-        raise StorageError(f"{folder / path}: cannot be written ({error.strerror}); free some space") from None
+    _write(folder, _path(number), content.encode())
 
 
 def noted(folder: Path, number: int) -> Status | None:
@@ -46,6 +58,18 @@ def noted(folder: Path, number: int) -> Status | None:
         return Status("ended", **{name: said[name] for name in _NOTED} | {"nodes": tuple(said["nodes"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write(folder: Path, path: str, content: bytes) -> None:
+    try:
+        with plain_files.writing(folder, path) as file:
+            file.write(content)
+    except OSError as error:
+        raise StorageError(f"{folder / path}: cannot be written ({error.strerror}); free some space") from None
+
+
+def _starting(number: int, node: int | str) -> str:
+    return f"attempts/{number}/starting-node{node}"
 
 
 def _path(number: int) -> str:

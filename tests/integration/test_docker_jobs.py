@@ -405,6 +405,32 @@ def test_a_job_survives_the_engines_crash_if_that_keeps_containers_alive(
     assert said(backend, job).splitlines() == ["begun", "over"]
 
 
+def test_what_a_killed_service_had_not_started_yet_is_started_unless_the_engine_went_down_too(
+    engine: Engine, backend: DockerBackend, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.folder is None:
+        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+
+    def killed(container: str) -> None:
+        raise KeyboardInterrupt
+
+    jobs = [order(settings, "echo", "words") for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._engine.api, "start", killed)
+        for job in jobs:
+            with pytest.raises(KeyboardInterrupt):
+                backend.start(job)
+    DockerBackend(settings).start(jobs[0])
+    assert awaited(backend, jobs[0]).exit_code == 0
+    engine.kill()
+    engine.start()
+    with pytest.raises(BackendError, match="went down as it started this container"):
+        DockerBackend(settings).start(jobs[1])
+    assert backend.status(jobs[1].name, {}).phase == "waiting"
+    for job in jobs:
+        backend.remove(job.name, {})
+
+
 def test_a_container_runs_once_at_most_though_the_engine_crashes_as_it_starts_it(
     engine: Engine, backend: DockerBackend, settings: ServiceSettings
 ) -> None:

@@ -183,8 +183,23 @@ class DockerBackend:
                 body = containers.container(order, self._settings, node)
                 here[name] = engine.create(name, body, None if node is None else beside)
         for name, _ in parts:
-            # One that has ended is not started again: it would do the same work twice.
-            engine.start(here[name])
+            self._start(order, here[name])
+
+    def _start(self, order: Order, container: Inspected) -> None:
+        """Start a container that never was; one that has run is not started again: it would do the same work twice.
+
+        An engine that crashed as it started one calls it created. It may run all the same, which the engine notices
+        soon, later, or never; asked again, it would end that and begin anew.
+        """
+        state, node = container["State"], _node(container)
+        if state["Status"] != "created" or ends.has_run(state):
+            return
+        if attempt_files.is_starting(order.folder, order.number, node):
+            if not self._engine.remembers_making(container["Id"]):
+                raise BackendError("the engine went down as it started this container, which is not started again")
+        else:
+            attempt_files.note_starting(order.folder, order.number, node)
+        self._engine.api.start(container["Id"])
 
     def _await_image(self, name: str) -> Status | None:
         """How an attempt stands that waits for its image; None if none does. Starts it once the image is there."""

@@ -1,10 +1,11 @@
 """The connection to a Docker engine, and its few actions that everything else is made of. Imports no torch."""
 
 import contextlib
+import math
 import os
-import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import requests
@@ -13,7 +14,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 import docker
 from service.errors import BackendError, ConfigError
-from service.jobs.backends.docker import ends, images
+from service.jobs.backends.docker import images
 from service.jobs.backends.docker.containers import ATTEMPT, JOB
 
 _TIMEOUT_S = 30
@@ -25,7 +26,6 @@ _REFUSALS = (
     "permission denied",
     "unknown or invalid runtime",
 )
-_INTERRUPTED = "the engine went down as it started this container, and cannot start it again"
 
 
 class Engine:
@@ -92,27 +92,16 @@ class Engine:
             self.api.connect_container_to_network(name, network)
         return made
 
-    def start(self, container: Mapping[str, Any]) -> None:
-        """Start a container that never was; nothing happens to others.
+    def remembers_making(self, container: str) -> bool:
+        """Whether the engine is still the process that made this container; it may also have forgotten that it is.
 
-        Args:
-            container: as the engine's `GET /containers/ID/json` has told.
-
-        Raises:
-            BackendError: the engine went down as it started this one. If it runs all the same, the engine says so
-                within seconds; before that, or with another one in its place, it could run twice.
+        It keeps the last few hundred events of its life, and begins anew with none.
         """
-        state = container["State"]
-        if state["Status"] != "created" or ends.has_run(state):
-            return
-        if _is_interrupted(state.get("Error")):
-            raise BackendError(_INTERRUPTED)
-        try:
-            self.api.start(container["Id"])
-        except APIError as error:
-            if _is_interrupted(error.explanation):
-                raise BackendError(_INTERRUPTED) from None
-            raise
+        now = datetime.fromisoformat(self.api.info()["SystemTime"])
+        chosen = {"container": container, "event": "create"}
+        events = self.api.events(since=0, until=math.ceil(now.timestamp()), filters=chosen, decode=True)
+        with contextlib.closing(events):
+            return any(True for _ in events)
 
     def create_network(self, name: str, labels: dict[str, str], internal: bool) -> None:
         """Make a network, or find the one that an earlier call has made; no way leads out of an internal one."""
@@ -186,11 +175,6 @@ class Engine:
                 else "start it (systemctl start docker), or correct backends.docker.url or DOCKER_HOST"
             )
             raise BackendError(f"the Docker engine at {where} does not answer ({error}); {advice}") from None
-
-
-def _is_interrupted(said: Any) -> bool:
-    """Whether the engine's refusal to start a container is for what it has left itself of an earlier start."""
-    return "id already in use" in str(said) or re.search(r"task [0-9a-f]{12,}: already exists", str(said)) is not None
 
 
 def meaning(error: APIError) -> ConfigError | BackendError:
