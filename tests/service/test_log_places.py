@@ -110,6 +110,14 @@ def test_of_two_lines_that_are_the_same_at_once_the_first_of_a_tail_is_in_doubt(
     Place.parse(whole.place).find(since(log, place.since_s))
 
 
+def test_no_part_of_a_long_line_is_a_place_but_its_last_one() -> None:
+    trail = Trail("box")
+    told = [trail.take(entry(START_NS, part)) for part in (b"=" * 16_384, b"=" * 16_384, b"==\n")]
+    told.append(trail.take(entry(START_NS + 1, b"=" * 16_384)))
+    assert not any(isinstance(piece, Placed) for piece in told)
+    assert isinstance(Trail("box").take(entry(START_NS, b"==\n")), Placed)
+
+
 def test_a_place_that_does_not_come_is_not_waited_for() -> None:
     log = [(START_NS + number * 10**9, b"%d\n" % number) for number in range(10)]
     piece = Trail("box").take(entry(*log[2]))
