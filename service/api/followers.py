@@ -29,12 +29,12 @@ _LARGE_SPOOLS, _SMALLER = 8, 16
 # Engines count what they have kept, and a long line may be several of that: so many more are asked for.
 _SLACK_LINES = 32
 # How long one that begins with its last lines is kept after its last follower, who may come back after a broken
-# connection: where it begins nobody else could find again. As long as our client tries.
+# connection: where it begins not every backend could find again. As long as our client tries.
 LINGER_S = 60.0
 _MOST_LINGERING = 16
-_ID = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,19})(?:@([0-9a-f]{8}))?")
+_ID = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,19})(?:@([0-9a-zA-Z.~-]{1,50}))?")
 _LOST = b"[it is not known any more how far this log was read: it is told anew, from where it was asked for]"
-_Key = tuple[str, int, int, int | None]
+_Key = tuple[str, int, int, int | str | None]
 
 
 class Followers:
@@ -49,7 +49,7 @@ class Followers:
         self._desk = desk
         self.spool_bytes = spool_bytes
         self._pool = ThreadPoolExecutor(_READERS, "lorot-follow")
-        # By job, attempt, node, and how many last lines it begins with; None: it begins with the first.
+        # By job, attempt, node, and how many last lines or at which place it begins; None: it begins with the first.
         self._logs: dict[_Key, GrowingLog] = {}
         # Those that nobody follows just now, the longest left first.
         self._lingering: dict[_Key, asyncio.TimerHandle] = {}
@@ -76,11 +76,11 @@ class Followers:
         Args:
             attempt: its ids are OFFSET. None: the next ones follow, until the job has ended; ids are ATTEMPT:OFFSET.
             tail: begin with the last so many lines of what is there. Where no file has the log, it is read from there
-                on only; ids end with @NAME then, and count from there.
+                on only; ids end with @PLACE then, and count from that.
             last_id: id of the last event that had arrived: bytes of the log that were told.
         """
-        number, offset, name = self.place(last_id, attempt)
-        pinned, waited = attempt is not None, 0
+        number, offset, place = self.place(last_id, attempt)
+        pinned, waited, announced = attempt is not None, 0, 0
         yield sse.KEEPALIVE
         while not self._closed:
             job = await self._run(lambda: self._desk.get(job_id))
@@ -96,19 +96,27 @@ class Followers:
                     yield sse.KEEPALIVE
                 continue
             identifier = "" if pinned else f"{number}:"
-            yield sse.json_event({"attempt": number, "node": node}, name="attempt")
-            if name and self._named(job.id, number, node, name) is None:
-                # Without an id: what was told last is still all that is known.
-                yield sse.event(_LOST.decode())
-                name, offset = "", None
-            # An offset without a name counts from the first byte.
-            begins = tail if offset is None else None
-            async with self._opened(job, number, node, begins, name) as log:
-                async for piece in self._pieces(log, identifier, offset, tail):
-                    yield piece
+            if number != announced:
+                yield sse.json_event({"attempt": number, "node": node}, name="attempt")
+                announced = number
+            # An offset without a place counts from the first byte.
+            begins = place or (tail if offset is None else None)
+            async with self._opened(job, number, node, begins) as log:
+                # Nothing is counted from a place in a file: it was made when there was none.
+                is_lost = bool(place) and not log.is_tail
+                if not is_lost:
+                    start = (log.find(place) or 0) if place else 0
+                    async for piece in self._pieces(log, identifier, None if offset is None else start + offset, tail):
+                        yield piece
+                    is_lost = log.is_lost
                 problem = log.problem
             if self._closed:
                 return
+            if is_lost:
+                # Without an id: what was told last is still all that is known.
+                yield sse.event(_LOST.decode())
+                place, offset = "", None
+                continue
             if problem:
                 yield sse.json_event({"message": problem}, name="problem")
                 return
@@ -116,7 +124,7 @@ class Followers:
             if pinned or (job.has_ended and job.newest == number):
                 yield _end(job, _attempt(job, number))
                 return
-            number, offset, tail, name = number + 1, None, None, ""
+            number, offset, tail, place = number + 1, None, None, ""
 
     async def _pieces(
         self, log: GrowingLog, identifier: str, offset: int | None, tail: int | None
@@ -126,20 +134,19 @@ class Followers:
                 yield sse.KEEPALIVE
         if offset is None:
             offset = 0 if tail is None else await log.start_of_last(tail) if tail else log.size
-        mark = f"@{log.name}" if log.name else ""
         while not self._closed:
             # Taken before looking: what comes while this reads is not to be waited for afterwards.
             more, done = log.more, log.done
             if offset < log.start:
                 # Ahead of what goes next, or this one would be too late again at once.
                 start = log.middle
-                yield _lines(_gap(start - offset), f"{identifier}{start}{mark}")
+                yield _lines(_gap(start - offset), f"{identifier}{log.placed(start)}")
                 offset = start
             if offset < log.size:
                 data = await log.read(offset)
                 if taken := cut(data, done):
                     offset += taken
-                    yield _lines(data[:taken], f"{identifier}{offset}{mark}")
+                    yield _lines(data[:taken], f"{identifier}{log.placed(offset)}")
                     continue
             if done:
                 return
@@ -147,14 +154,15 @@ class Followers:
                 yield sse.KEEPALIVE
 
     @contextlib.asynccontextmanager
-    async def _opened(self, job: Job, number: int, node: int, tail: int | None, name: str) -> AsyncIterator[GrowingLog]:
+    async def _opened(self, job: Job, number: int, node: int, begins: int | str | None) -> AsyncIterator[GrowingLog]:
+        """The log from its last lines, a place or its first byte on; all of it where a file has it."""
         path = log_file(self._desk.settings, job.id, number, node)
         has_file = traits.of(job.spec.backend).writes_logs_here or (_has_ended(job, number) and path.exists())
-        key = self._named(job.id, number, node, name) if name else None
+        key = self._with(job.id, number, node, begins) if isinstance(begins, str) else None
         if key is None:
             whole = self._logs.get((job.id, number, node, None))
-            begins = None if has_file or (whole is not None and whole.settled) else tail
-            key = (job.id, number, node, begins)
+            has_all = has_file or (isinstance(begins, int) and whole is not None and whole.settled)
+            key = (job.id, number, node, None if has_all else begins)
         log = self._logs.get(key)
         if log is not None and _has_failed(log):
             self._let_go(key)
@@ -176,20 +184,26 @@ class Followers:
                 self._leave(key, log)
 
     def _pump(self, log: GrowingLog, key: _Key) -> None:
-        job_id, number, node, tail = key
+        job_id, number, node, begins = key
         kept = sum(log.spool_bytes >= self.spool_bytes for log in self._logs.values())
         size = self.spool_bytes if kept < _LARGE_SPOOLS else self.spool_bytes // _SMALLER
-        more = None if tail is None else tail + _SLACK_LINES
-        log.name = "" if tail is None else secrets.token_hex(4)
-        log.pump(lambda go_on: self._desk.logs(job_id, attempt=number, node=node, tail=more, follow=go_on), size)
+        since = begins if isinstance(begins, str) else ""
+        tail = begins + _SLACK_LINES if isinstance(begins, int) else None
+        # Until it comes by a place that outlives it, a tail has a name that is known as long as it is open.
+        place = since or ("" if tail is None else secrets.token_hex(4))
+        log.pump(
+            lambda go_on: self._desk.logs(job_id, attempt=number, node=node, tail=tail, follow=go_on, since=since),
+            size,
+            place=place,
+        )
 
-    def _named(self, job_id: str, number: int, node: int, name: str) -> _Key | None:
-        """Where the log of this name is, if it is still open and can be gone on with."""
+    def _with(self, job_id: str, number: int, node: int, place: str) -> _Key | None:
+        """Which log comes by this place, if it is still open and can be gone on with."""
         logs = ((key, log) for key, log in self._logs.items() if key[:3] == (job_id, number, node))
-        return next((key for key, log in logs if log.name == name and not _has_failed(log)), None)
+        return next((key for key, log in logs if log.find(place) is not None and not _has_failed(log)), None)
 
     def _leave(self, key: _Key, log: GrowingLog) -> None:
-        if not log.name or log.problem or self._closed:
+        if not log.is_tail or log.problem or self._closed:
             self._let_go(key)
             return
         self._lingering[key] = asyncio.get_running_loop().call_later(LINGER_S, self._let_go, key)

@@ -1,6 +1,7 @@
 """A log that grows, read by any number of followers: one look at it for all, one thread at most, little memory."""
 
 import asyncio
+import bisect
 import contextlib
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from service.errors import LorotError
 from service.jobs import log_file
+from service.jobs.places import Placed, PlaceLostError
 
 # Seconds between two looks at a file.
 POLL_S = 0.25
@@ -36,7 +38,8 @@ class GrowingLog:
         done: nothing will be added any more.
         problem: why it ended early; "" if it did not.
         users: followers that have it open.
-        name: of one that does not begin with the log's first byte, so that offsets in it are told from others.
+        is_tail: it does not begin with the log's first byte, so that offsets in it are counted from places in it.
+        is_lost: it was to begin at a place that is not to be found any more.
     """
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
@@ -45,10 +48,13 @@ class GrowingLog:
         self.done = False
         self.problem = ""
         self.users = 0
-        self.name = ""
+        self.is_tail = False
+        self.is_lost = False
         self.spool_bytes = 0
         self.more = asyncio.Event()
         self._written = 0
+        # Where the places of a tail are, in their order, as far back as somebody may ask.
+        self._places: list[tuple[int, str]] = []
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._file: int | None = None
@@ -62,14 +68,20 @@ class GrowingLog:
         """Follow a file that somebody else writes; `has_ended` says whether they have ended, and may block."""
         self._task = self._loop.create_task(self._watch(path, has_ended))
 
-    def pump(self, pieces: Callable[[Callable[[], bool]], Iterator[bytes]], spool_bytes: int) -> None:
+    def pump(
+        self, pieces: Callable[[Callable[[], bool]], Iterator[bytes]], spool_bytes: int, *, place: str = ""
+    ) -> None:
         """Follow what no file holds, through a file of our own that nobody else sees: a ring of its last bytes.
 
         Args:
             pieces: given what says whether to go on, the bytes in their order; b"" where there are none just now.
             spool_bytes: how many of them are kept.
+            place: where a tail begins; "" for all lines.
         """
         self.spool_bytes = spool_bytes
+        self.is_tail = bool(place)
+        if place:
+            self._places.append((0, place))
         with tempfile.TemporaryFile(buffering=0) as spool:
             self._file = os.dup(spool.fileno())
         threading.Thread(target=self._pump, args=(pieces,), name="lorot-log", daemon=True).start()
@@ -83,6 +95,17 @@ class GrowingLog:
     def middle(self) -> int:
         """Half-way through what can still be read."""
         return (self.start + self._written) // 2
+
+    def placed(self, offset: int) -> str:
+        """`offset` as others find it too: itself in a log that begins with its first byte, else BYTES@PLACE."""
+        if not self.is_tail:
+            return str(offset)
+        begin, place = self._places[bisect.bisect_right(self._places, offset, key=lambda known: known[0]) - 1]
+        return f"{offset - begin}@{place}"
+
+    def find(self, place: str) -> int | None:
+        """Where it comes by this place; None if it has not, or not lately."""
+        return next((begin for begin, known in self._places if known == place), None)
 
     async def changed(self, more: asyncio.Event, seconds: float) -> bool:
         """Wait until there is more than when `more` was taken, or the end; False if that takes longer."""
@@ -148,14 +171,24 @@ class GrowingLog:
             for piece in pieces(lambda: not self._stopped.is_set()):
                 if self._stopped.is_set():
                     return
+                if self.is_tail and isinstance(piece, Placed):
+                    self._note_place(piece.place)
                 self._keep(piece)
                 now_s = time.monotonic()
                 # One that has all lines may have a long way to its last ones: a tail is asked for beside it until then.
-                latest_s = min(latest_s, now_s + SETTLES_S) if self.name else latest_s
+                latest_s = min(latest_s, now_s + SETTLES_S) if self.is_tail else latest_s
                 self._tell(self._written, settled=not piece or now_s > latest_s)
         except (LorotError, OSError) as error:
-            problem = str(error)
+            problem, self.is_lost = str(error), isinstance(error, PlaceLostError)
         self._tell(self._written, settled=True, done=True, problem=problem)
+
+    def _note_place(self, place: str) -> None:
+        """What comes next begins at this place."""
+        # One that others know goes before the name that this tail was given.
+        places = [*(known for known in self._places if known[0] != self._written), (self._written, place)]
+        # Somebody may just have read what is thrown away now.
+        first = bisect.bisect_right(places, self.start - self.spool_bytes, key=lambda known: known[0]) - 1
+        self._places = places[max(0, first) :]
 
     def _keep(self, data: bytes) -> None:
         while data:

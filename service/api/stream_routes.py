@@ -55,8 +55,9 @@ async def logs(
     the next attempt), so that a reconnect with Last-Event-ID misses nothing and repeats nothing; `event: attempt` at
     the start of each attempt, `event: end` with the job's state at the end. Bytes that are no UTF-8 become U+FFFD.
 
-    With `tail` ids may end with `@NAME`: they count from where the tail began. That is known for a minute after its
-    last follower has left, and until the service is started anew; later a line says so, and the last lines come again.
+    With `tail` ids may end with `@PLACE`: they count from a place in the log, which is found again in what an engine or
+    a cluster keeps, also by a service that was started anew. Where it keeps that no more, a line says so, and the last
+    lines come again.
     """
     desk = desk_of(request)
     job = await run_in_threadpool(desk.get, job_id)

@@ -248,6 +248,7 @@ class Desk:
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
         """What a node of an attempt has written, in pieces, from its first byte on.
 
@@ -255,6 +256,7 @@ class Desk:
             attempt: its number; None: the newest. Followed before the first start, it is waited for.
             tail: the last lines only.
             follow: go on until the attempt has ended or this says no; b"" comes now and then.
+            since: from a place on, which is where a `Placed` piece of an earlier reading began; with `follow` alone.
 
         Raises:
             UnknownJobError: there is no such job or attempt.
@@ -263,7 +265,7 @@ class Desk:
         if attempt is not None and not any(one.number == attempt for one in job.attempts):
             known = ", ".join(str(one.number) for one in job.attempts) or "none yet"
             raise UnknownJobError(f"job {job.id} has no attempt {attempt}; there are {known}")
-        return self._logs(job.id, attempt, node, tail, follow)
+        return self._logs(job, attempt, node, tail, follow, since)
 
     def metrics(self, job_id: str) -> list[dict[str, float]]:
         """The job's measurements, in order: each with its `step`."""
@@ -345,26 +347,28 @@ class Desk:
         return again | {"queued_s": time.time(), "ended_s": 0.0}
 
     def _logs(
-        self, job_id: str, number: int | None, node: int, tail: int | None, follow: Callable[[], bool] | None
+        self, job: Job, number: int | None, node: int, tail: int | None, follow: Callable[[], bool] | None, since: str
     ) -> Iterator[bytes]:
-        job = self.record.get(job_id)
+        job = self.record.get(job.id)
         while follow is not None and follow() and _is_to_come(job, number):
             yield b""
             time.sleep(_PAUSE_S)
-            job = self.record.get(job_id)
+            job = self.record.get(job.id)
         chosen = next((one for one in job.attempts if one.number == number), None) if number else job.attempt
         if chosen is None:
             return
         kept = orders.attempt_folder(self.settings, job.id, chosen.number) / LOG.replace("0", str(node))
-        if (chosen.ended_s or job.has_ended) and kept.exists():
+        if not since and (chosen.ended_s or job.has_ended) and kept.exists():
             yield from log_file.read(kept, tail=tail)
             return
-        backend = self.backend(job.spec.backend)
+        backend, has_told = self.backend(job.spec.backend), False
         try:
-            yield from backend.logs(chosen.name, chosen.handle, node=node, tail=tail, follow=follow)
+            for piece in backend.logs(chosen.name, chosen.handle, node=node, tail=tail, follow=follow, since=since):
+                has_told = has_told or bool(piece)
+                yield piece
         except BackendError:
-            # What was kept here is better than nothing.
-            if not kept.exists():
+            # What was kept here is better than nothing, and worse than the same lines twice.
+            if has_told or since or not kept.exists():
                 raise
             yield from log_file.read(kept, tail=tail)
 
@@ -390,8 +394,7 @@ def _place(cursor: str) -> tuple[float, str]:
 
 def _last(job_id: str) -> str:
     """A key by which ids are in the reverse of their order."""
-    return job_id.translate(_REVERSED)
+    return job_id.translate(str.maketrans(_DIGITS, _DIGITS[::-1]))
 
 
 _DIGITS = "0123456789abcdef"
-_REVERSED = str.maketrans(_DIGITS, _DIGITS[::-1])

@@ -18,6 +18,7 @@ from service.jobs.backends import Order, Status
 from service.jobs.backends.docker import containers
 from service.jobs.backends.docker.backend import DockerBackend
 from service.jobs.job import Job
+from service.jobs.places import APART_BYTES, Place, Placed, PlaceLostError
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 from tests.integration import engine as engines
@@ -249,6 +250,55 @@ def test_another_process_finds_what_runs_and_stops_it_by_name_alone(
     assert awaited(other, job).exit_code == 128 + 15
     other.remove(job.name, {})
     assert ids(engine, job) == []
+    other.close()
+
+
+def test_another_process_goes_on_with_a_tail_from_any_place_in_it_byte_for_byte(
+    backend: DockerBackend, settings: ServiceSettings
+) -> None:
+    program = """import sys, time
+for n in range(1500):
+    print("line", n, "=" * (40_000 if n % 100 == 7 else 100))
+    if n % 5 == 0:
+        print("beside", n, file=sys.stderr)
+print("no end", end="", flush=True)
+time.sleep(600)"""
+    job = order(settings, *python(program))
+    backend.start(job)
+    # Two pipes, of which either may be the later one.
+    await_words(backend, job, "line 1499")
+    await_words(backend, job, "beside 1495")
+    whole = said(backend, job).encode()
+    heard, places = b"", []
+    for piece in backend.logs(job.name, {}, tail=1200, follow=lambda: True):
+        if isinstance(piece, Placed):
+            places.append((len(heard), piece.place))
+        heard += piece
+        if whole.endswith(heard) and heard.count(b"\n") > 1000:
+            break
+    assert len(places) > len(heard) / (2 * APART_BYTES) > 2
+
+    other = DockerBackend(settings)
+    for offset, place in places:
+        again = b""
+        for piece in other.logs(job.name, {}, since=place, follow=lambda: True):
+            again += piece
+            if len(again) >= len(heard) - offset:
+                break
+        assert again == heard[offset:]
+    offset, place = places[-1]
+    rest = other.logs(job.name, {}, since=place, follow=lambda: True)
+    assert heard[offset:].startswith(first := next(piece for piece in rest if piece))
+    other.cancel(job.name, {}, 0)
+    assert first + b"".join(rest) == heard[offset:] + b"no end"
+    awaited(other, job)
+    known = Place.parse(place)
+    for lost in (str(replace(known, check=0)), str(replace(known, source=0)), "0123abcd"):
+        with pytest.raises(PlaceLostError):
+            next(other.logs(job.name, {}, since=lost, follow=lambda: True))
+    other.remove(job.name, {})
+    with pytest.raises(PlaceLostError, match="the container is gone"):
+        next(other.logs(job.name, {}, since=place, follow=lambda: True))
     other.close()
 
 

@@ -14,6 +14,7 @@ import yaml
 from service.errors import BackendError, ConfigError
 from service.jobs.backends import Order, Status, load
 from service.jobs.backends.kubernetes.backend import KubernetesBackend
+from service.jobs.places import Placed
 from service.jobs.settings import ServiceSettings
 from tests.integration.processes import await_
 from tests.integration.stand_in_cluster import DIGEST, NAMESPACE, Cluster, cluster, disrupted, ended, running, waiting
@@ -341,6 +342,7 @@ class Follower:
 
     def __init__(self, place: Place, **options: Any) -> None:
         self.text, self.silences, self.wanted, self.error = b"", 0, True, ""
+        self.places: list[str] = []
         self._options = options
         self._place = place
         self.thread = threading.Thread(target=self._read, daemon=True)
@@ -351,6 +353,7 @@ class Follower:
             for piece in self._place.backend.logs(
                 NAME, self._place.handle, follow=lambda: self.wanted, **self._options
             ):
+                self.places += [piece.place] if isinstance(piece, Placed) else []
                 self.text += piece
                 self.silences += not piece
         except Exception as error:
@@ -393,6 +396,35 @@ def test_a_connection_that_breaks_within_a_line_loses_and_repeats_nothing(place:
     follower.thread.join(120)
     assert pod not in place.there.api.breaks, "it did break"
     assert follower.text == b"".join(place.there.api.logs[pod])
+
+
+def test_a_service_that_was_restarted_goes_on_with_a_tail_where_it_was(place: Place) -> None:
+    place.start()
+    (pod,) = place.there.make_pods(NAME)
+    place.there.api.logs[pod] = [b"line %d\n" % number for number in range(25)]
+    place.there.set(pod, **running())
+    tail = Follower(place, tail=5)
+    await_(lambda: tail.text.count(b"\n") == 5, "the log", 20)
+    tail.wanted = False
+    tail.thread.join(120)
+    place.there.api.logs[pod] += [b"later %d\n" % number for number in range(3)]
+    place.backend.close()
+    place.backend = KubernetesBackend(place.settings)
+    again = Follower(place, since=tail.places[0])
+    await_(lambda: b"later 2" in again.text, "the log", 20)
+    (newer,) = place.there.make_pods(NAME, generation=1)
+    place.there.api.logs[newer] = [b"end\n"]
+    place.there.api.ended_logs |= {pod, newer}
+    place.there.set(pod, **ended(75, **disrupted("DeletionByPodGC")))
+    place.there.set(newer, **ended(0))
+    place.there.conclude(NAME, "Complete")
+    again.thread.join(120)
+    rest = b"later 0\nlater 1\nlater 2\nend\n"
+    assert (again.text, again.error) == (tail.text + rest, "")
+    del place.there.api.logs[pod][:]
+    lost = Follower(place, since=tail.places[0])
+    lost.thread.join(120)
+    assert (lost.text, lost.error.partition("(")[0]) == (b"", "PlaceLostError")
 
 
 def test_a_follower_is_told_of_a_log_that_cannot_be_read(place: Place) -> None:

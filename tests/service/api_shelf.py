@@ -19,6 +19,7 @@ from service.jobs.backends import Handle, Order, Status
 from service.jobs.controller import Controller
 from service.jobs.desk import Desk
 from service.jobs.job import Job
+from service.jobs.places import PlaceLostError
 from service.jobs.settings import ServiceSettings
 
 LOCAL = "http://localhost"
@@ -58,7 +59,10 @@ class Shelf:
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
+        if since:
+            raise PlaceLostError("a shelf knows no places")
         self.tails.append(tail)
         told, data = 0, self.written.get(name, b"")
         if tail is not None:

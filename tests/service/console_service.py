@@ -62,6 +62,7 @@ class Remembered:
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
         """What it was given."""
         yield self.log

@@ -68,6 +68,7 @@ class MemoryBackend:
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
         self._answer(name)
         return log_file.read(Path(str(self.orders[name].folder)) / "memory.txt", tail=tail)

@@ -220,6 +220,32 @@ def test_health_is_of_the_process_and_readiness_of_what_it_needs(here: Served) -
     assert here.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("scope", ["read", "submit", "admin"])
+def test_once_there_are_tokens_strangers_hear_which_part_is_away_and_not_where_it_is(here: Served, scope: str) -> None:
+    stepped(here)
+    known = here.token("ann", scope)
+    secret = "MLflow at http://ann:word@10.0.0.7:5000 does not answer"
+    strangers: list[dict[str, str]] = [{}, {"Authorization": "Bearer lorot_wrong"}, {"Authorization": "Basic x"}]
+    for where, status, word in (("docker", 200, "ready"), ("mlflow", 503, "not ready")):
+        here.controller.problems = {where: secret}
+        for headers in strangers:
+            answer = here.client.get("/readyz", headers=headers)
+            said = answer.json()
+            assert (answer.status_code, said["status"], list(said["problems"])) == (status, word, [where])
+            assert "10.0.0.7" not in answer.text
+            assert "retry-after" in answer.headers or status == 200
+        assert here.client.get("/readyz", headers=known).json() == {"status": word, "problems": {where: secret}}
+    here.access.tokens.revoke("ann")
+    assert "10.0.0.7" not in here.client.get("/readyz", headers=known).text
+
+
+def test_who_came_through_a_proxy_to_a_service_without_tokens_is_a_stranger_to_its_probe_too(here: Served) -> None:
+    stepped(here)
+    here.controller.problems["docker"] = "unix:///run/secret.sock does not answer"
+    assert "secret.sock" in here.client.get("/readyz").text
+    assert "secret.sock" not in here.client.get("/readyz", headers={"X-Forwarded-For": "10.1.1.1"}).text
+
+
 def samples(text: str) -> dict[str, float]:
     """Prometheus' text format, by another program's rules: NAME{LABELS} VALUE."""
     rows = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]

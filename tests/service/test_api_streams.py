@@ -488,6 +488,8 @@ def test_an_id_that_is_none_is_refused() -> None:
     assert Followers.place("2:70", None) == (2, 70, "")
     assert Followers.place("2:70@0123abcd", None) == (2, 70, "0123abcd")
     assert Followers.place("70", 3) == (3, 70, "")
+    longest = f"{10**12 - 1}.{10**9 - 1}-0123abcd-0123abcd~"
+    assert Followers.place(f"{10**9 - 1}:{10**19 - 1}@{longest}", None) == (10**9 - 1, 10**19 - 1, longest)
     for wrong in ("seventy", "²:3", "1:70@", "1:70@0123abc/", ":70", "70@0123abcd@0123abcd"):
         with pytest.raises(ConfigError, match="Last-Event-ID"):
             Followers.place(wrong, None)

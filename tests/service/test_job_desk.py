@@ -1,6 +1,7 @@
 """What clients may hand in and ask for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,29 @@ def test_what_was_kept_of_a_log_is_shown_while_its_backend_is_away(desk: Desk) -
     folder.mkdir(parents=True)
     (folder / "log-node0.txt").write_text("so far\n")
     assert b"".join(desk.logs(job.id)) == b"so far\n"
+
+
+@pytest.mark.parametrize("since", ["", "1700000000.000000000-0123abcd-0123abcd"])
+def test_what_was_kept_of_a_log_does_not_come_behind_lines_that_were_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    job, _ = desk.submit(spec())
+    desk.record.change(job.id, state="starting", attempts=(Attempt(1, "a"),))
+    desk.record.change(job.id, state="running")
+    folder = orders.attempt_folder(desk.settings, job.id, 1)
+    folder.mkdir(parents=True)
+    (folder / "log-node0.txt").write_text("so far\n")
+
+    def broken(*given: object, **more: object) -> Iterator[bytes]:
+        if not since:
+            yield b"so far\n"
+        raise BackendError("the engine is away")
+
+    monkeypatch.setattr(desk.backend("local"), "logs", broken)
+    told: list[bytes] = []
+    with pytest.raises(BackendError):
+        told.extend(desk.logs(job.id, follow=lambda: True, since=since))
+    assert told == ([] if since else [b"so far\n"])
 
 
 def test_the_log_of_a_job_that_waits_is_waited_for_with_signs_of_life(desk: Desk) -> None:

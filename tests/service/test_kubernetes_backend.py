@@ -17,6 +17,7 @@ from service.jobs.backends.kubernetes.backend import KubernetesBackend
 from service.jobs.backends.kubernetes.logs import _Lines, follow
 from service.jobs.backends.kubernetes.pods import Pod, seconds
 from service.jobs.backends.kubernetes.status import status
+from service.jobs.places import Place, Placed, PlaceLostError
 from tests.service.kubernetes_orders import CONTAINER, JOB_ID, NAME, job, settings
 
 DIGEST = "sha256:" + "0f" * 32
@@ -158,28 +159,6 @@ def test_times_and_digests_are_read() -> None:
     assert works().image_digest == ""
 
 
-@pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_lines_come_whole_and_once_however_they_are_cut(cut: int) -> None:
-    stamped = [
-        b"2026-01-01T00:00:00.1Z one\n",
-        b"2026-01-01T00:00:00.12Z two\n",
-        b"2026-01-01T00:00:00.123456789Z \n",
-        b"2026-01-01T00:00:01Z four\n",
-    ]
-    text = b"".join(stamped)
-    lines = _Lines()
-    first = b"".join(lines.take(text[at : at + cut]) for at in range(0, 60, cut))
-    lines.forget_rest()
-    # Anew from the beginning, as after a broken connection.
-    again = b"".join(lines.take(text[at : at + cut]) for at in range(0, len(text), cut))
-    assert first + again + lines.rest() == b"one\ntwo\n\nfour\n"
-
-
-def test_a_tenth_of_a_second_is_later_than_nine_hundredths() -> None:
-    lines = _Lines()
-    assert lines.take(b"2026-01-01T00:00:00.09Z a\n2026-01-01T00:00:00.1Z b\n") == b"a\nb\n"
-
-
 def wrote(created: int) -> Pod:
     end = {"exitCode": 0, "startedAt": "2026-01-01T00:30:00Z", "finishedAt": "2026-01-01T01:00:00Z"}
     state = {"name": "main", "state": {"terminated": end}}
@@ -193,13 +172,84 @@ class Logs:
         self._pieces = pieces
         self.asked: list[tuple[str, int | None]] = []
 
-    def log(self, pod: str, container: str, *, tail: int | None, **rest: Any) -> HTTPResponse:
-        self.asked.append((pod, tail))
-        return HTTPResponse(io.BytesIO(self._pieces[pod].pop(0)), preload_content=False)
+    def log(
+        self, pod: str, container: str, *, tail: int | None = None, follow: bool = False, **rest: Any
+    ) -> HTTPResponse:
+        if follow:
+            self.asked.append((pod, tail))
+        text = self._pieces[pod].pop(0) if follow else self._pieces[pod][0]
+        return HTTPResponse(io.BytesIO(text), preload_content=False)
 
 
 def stamped(*numbers: int) -> bytes:
     return b"".join(b"2026-01-01T00:00:%02dZ %d\n" % (number, number) for number in numbers)
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_lines_come_whole_and_once_however_they_are_cut(cut: int) -> None:
+    text = b"".join(
+        [
+            b"2026-01-01T00:00:00.1Z one\n",
+            b"2026-01-01T00:00:00.12Z two\n",
+            # Two at once, and one that another stream has written before them.
+            b"2026-01-01T00:00:00.12Z two\n",
+            b"2026-01-01T00:00:00.09Z three\n",
+            b"2026-01-01T00:00:00.123456789Z \n",
+            b"2026-01-01T00:00:01Z five\n",
+        ]
+    )
+    cluster, lines = cast(Any, Logs(p=[text, text])), _Lines("p", None, None)
+    lines.open(cluster)
+    told = [piece for at in range(0, 90, cut) for piece in lines.take(text[at : at + cut])]
+    # Anew from the beginning, as after a broken connection.
+    lines.open(cluster)
+    told += [piece for at in range(0, len(text), cut) for piece in lines.take(text[at : at + cut])]
+    assert b"".join(told) + lines.rest() == b"one\ntwo\ntwo\nthree\n\nfive\n"
+    assert all(told), "an empty piece says that there is nothing just now"
+
+
+def test_what_was_put_away_while_a_connection_was_broken_is_said_to_be_missing() -> None:
+    cluster, lines = cast(Any, Logs(p=[stamped(1, 2), stamped(8, 9)])), _Lines("p", None, None)
+    lines.open(cluster)
+    assert b"".join(lines.take(stamped(1, 2))) == b"1\n2\n"
+    lines.open(cluster)
+    told = b"".join(lines.take(stamped(8, 9)))
+    assert told.startswith(b"[")
+    assert told.endswith(b"lines may be missing]\n8\n9\n")
+
+
+def test_a_connection_to_a_pod_that_has_ended_may_break_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_logs, "_LOOK_S", 0.0)
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 0:
+                raise ConnectionResetError
+            return super().read(40)
+
+    logs = Logs(**{"p-0-0": [stamped(1, 2, 3)] * 2})
+    answers = iter([HTTPResponse(Broken(stamped(1, 2, 3)), preload_content=False)])
+    whole = logs.log
+    monkeypatch.setattr(
+        logs, "log", lambda *given, **more: (more.get("follow") and next(answers, None)) or whole(*given, **more)
+    )
+    assert b"".join(follow(cast(Any, logs), lambda: ([wrote(0)], False), lambda: True)) == b"1\n2\n3\n"
+
+
+def test_a_pods_log_is_gone_on_with_from_a_place_and_so_are_those_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_logs, "_LOOK_S", 0.0)
+    pods = ([wrote(0), wrote(1), wrote(2)], False)
+    lines = _Lines("p-0-1", 9, None)
+    lines.open(cast(Any, Logs(**{"p-0-1": [b""]})))
+    piece = next(lines.take(stamped(4)))
+    assert isinstance(piece, Placed)
+    place = Place.parse(piece.place)
+    logs = Logs(**{"p-0-1": [stamped(3, 4, 5)], "p-0-2": [stamped(6)]})
+    assert b"".join(follow(cast(Any, logs), lambda: pods, lambda: True, since=place)) == b"4\n5\n6\n"
+    for left in ([wrote(0), wrote(2)], [wrote(0), wrote(1)]):
+        gone = follow(cast(Any, Logs(**{"p-0-1": [stamped(5, 6)]})), lambda: (left, False), lambda: True, since=place)  # noqa: B023
+        with pytest.raises(PlaceLostError):
+            next(gone)
 
 
 @pytest.mark.parametrize("with_an_older_one", [False, True])
@@ -217,7 +267,7 @@ def test_the_tail_of_a_pod_whose_connection_broke_is_read_to_its_end_before_the_
         last = next(looks, last)
         return [*older, *last[0]], last[1]
 
-    told = follow(cast(Any, logs), pods, 9, lambda: True)
+    told = follow(cast(Any, logs), pods, lambda: True, tail=9)
     assert b"".join(told) == b"1\n2\n3\n4\n5\n6\n"
     # The one that came later is wanted from its first line.
     assert logs.asked == [("p-0-1", 9), ("p-0-1", None), ("p-0-2", None)]
@@ -234,7 +284,7 @@ def test_a_pod_that_was_replaced_before_it_had_begun_keeps_no_tail_waiting(monke
         last = next(looks, last)
         return last
 
-    assert b"".join(follow(cast(Any, logs), pods, 9, lambda: True)) == b"5\n6\n"
+    assert b"".join(follow(cast(Any, logs), pods, lambda: True, tail=9)) == b"5\n6\n"
 
 
 @pytest.mark.parametrize(

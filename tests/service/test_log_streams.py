@@ -17,6 +17,7 @@ from service.api.followers import Followers
 from service.api.growing_log import GrowingLog
 from service.client import events
 from service.errors import BackendError
+from service.jobs.places import APART_BYTES, Place, Trail, timed
 from tests.service.api_shelf import Served, served
 
 
@@ -235,6 +236,151 @@ def test_who_comes_back_too_late_is_told_that_lines_come_again(here: Served) -> 
     assert (again + "\n").encode() == lines(998, 1000)
 
 
+class Kept:
+    """What an engine keeps of a log, as its entries; all that it is asked to tell of it is followed.
+
+    Attributes:
+        entries: each with its time before it.
+        asked: from which place on, or how many last ones.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[bytes] = []
+        self.asked: list[str | int | None] = []
+        self.num_read = 0
+
+    def write(self, *contents: bytes) -> None:
+        """Entries, one a millisecond, of which every third has the time of the one before it."""
+        for content in contents:
+            tick = len(self.entries) - len(self.entries) % 3 // 2
+            time_of_day = b"00:%02d:%02d.%03d" % (tick // 60_000, tick // 1000 % 60, tick % 1000)
+            self.entries.append(b"2026-01-01T" + time_of_day + b"Z " + content)
+
+    def logs(
+        self, *given: object, tail: int | None = None, follow: Callable[[], bool], since: str = "", **more: object
+    ) -> Iterator[bytes]:
+        self.asked.append(since or tail)
+        place = Place.parse(since) if since else None
+        if place is not None:
+            place.find(self.entries)
+        told = 0 if tail is None else max(0, len(self.entries) - tail)
+        trail = Trail("box", is_whole=tail is None, since=place)
+        while follow():
+            for entry in self.entries[told:]:
+                told += 1
+                self.num_read += 1
+                if piece := trail.take(entry):
+                    yield piece
+            yield b""
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def kept(here: Served, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    engine = Kept()
+    monkeypatch.setattr(here.shelves["docker"], "logs", engine.logs)
+    return engine
+
+
+def line(number: int) -> bytes:
+    return b"line %06d\n" % number
+
+
+def test_a_tail_goes_on_where_it_was_when_the_service_is_started_anew(here: Served, kept: Kept) -> None:
+    job = here.run(here.submit()["id"])
+    kept.write(*map(line, range(1000)))
+
+    async def script() -> bytes:
+        arrived, last_id = b"", ""
+        for number in range(1000, 1040):
+            followers = Followers(here.desk)
+            stream = followers.follow(job.id, tail=10, last_id=last_id)
+            found = await told(stream, b"line %06d" % (number - 1))
+            arrived += joined(found)
+            last_id = [identifier for _, identifier, _ in found if identifier][-1]
+            await stream.aclose()  # type: ignore[attr-defined]
+            # While no service is there.
+            followers.free()
+            kept.write(line(number))
+        return arrived
+
+    assert asyncio.run(script()) == lines(990, 1039)
+
+
+def test_a_line_that_is_still_written_when_the_service_is_started_anew_comes_whole(here: Served, kept: Kept) -> None:
+    job = here.run(here.submit()["id"])
+    kept.write(b"first\n", b"=" * 16_384, b"=" * 16_384)
+
+    async def script() -> bytes:
+        followers = Followers(here.desk)
+        found = await told(followers.follow(job.id, tail=10), b"first")
+        followers.free()
+        kept.write(b"=" * 16_384, b"==\n", b"last\n")
+        later = Followers(here.desk)
+        found += await told(later.follow(job.id, tail=10, last_id=found[-1][1]), b"last")
+        later.free()
+        return joined(found)
+
+    assert asyncio.run(script()) == b"first\n" + b"=" * (3 * 16_384 + 2) + b"\nlast\n"
+
+
+def test_all_who_come_back_to_a_service_that_was_started_anew_share_one_reading_of_the_end(
+    here: Served, kept: Kept
+) -> None:
+    job = here.run(here.submit()["id"])
+    content = [b"%0999d\n" % number for number in range(3000)]
+    kept.write(content[0])
+
+    async def script() -> set[bytes]:
+        followers = Followers(here.desk)
+        stream = followers.follow(job.id, tail=10)
+        await told(stream, content[0].strip())
+        kept.write(*content[1:-1])
+        last_id = (await told(stream, content[-2].strip()))[-1][1]
+        await stream.aclose()  # type: ignore[attr-defined]
+        followers.free()
+        kept.num_read = 0
+        kept.asked.clear()
+        later = Followers(here.desk)
+        streams = [later.follow(job.id, tail=10, last_id=last_id) for _ in range(200)]
+        tasks = [asyncio.create_task(told(stream, content[-1].strip())) for stream in streams]
+        await asyncio.sleep(0)
+        kept.write(content[-1])
+        found = {joined(one) for one in await asyncio.gather(*tasks)}
+        assert [key[3] for key in later._logs] == kept.asked
+        later.free()
+        return found
+
+    assert asyncio.run(script()) == {content[-1]}
+    assert len(kept.asked) == 1
+    place = Place.parse(str(kept.asked[0]))
+    behind = sum(timed(entry)[0] >= place.written_ns for entry in kept.entries)
+    assert behind * 1000 <= APART_BYTES + 2000, "3 MB were written, of which 64 kB are told again at most"
+
+
+def test_a_tail_whose_job_has_ended_meanwhile_begins_anew_in_the_file_and_says_so(here: Served, kept: Kept) -> None:
+    job = here.run(here.submit()["id"])
+    kept.write(*map(line, range(100)))
+
+    async def script() -> list[tuple[str, str, str]]:
+        followers = Followers(here.desk)
+        last_id = (await told(followers.follow(job.id, tail=2), b"000099"))[-1][1]
+        followers.free()
+        here.log(job).parent.mkdir(parents=True, exist_ok=True)
+        here.log(job).write_bytes(lines(0, 110))
+        await asyncio.to_thread(here.end, job.id)
+        later = Followers(here.desk)
+        found = await told(later.follow(job.id, tail=2, last_id=last_id), b"event: end")
+        later.free()
+        return found
+
+    found = asyncio.run(script())
+    assert [name for name, _, _ in found] == ["attempt", "", "", "end"]
+    assert "not known any more" in found[1][2]
+    assert (found[2][2] + "\n").encode() == lines(108, 110)
+    assert kept.asked == [2 + 32]
+
+
 def test_logs_that_nobody_follows_are_kept_for_a_while_and_only_so_many(
     here: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,13 +454,12 @@ def test_one_that_has_all_lines_is_no_tail_before_it_has_reached_the_last_one(mo
         with ThreadPoolExecutor(1) as pool:
             for name in ("", "0123abcd"):
                 log, rest = GrowingLog(pool), threading.Event()
-                log.name = name
 
                 def pieces(go_on: Callable[[], bool], rest: threading.Event = rest) -> Iterator[bytes]:
                     yield from [b"x\n"] * 1000
                     rest.wait(150)
 
-                log.pump(pieces, 1 << 20)
+                log.pump(pieces, 1 << 20, place=name)
                 async with asyncio.timeout(60):
                     while log.size < 2000:
                         await asyncio.sleep(0.01)

@@ -102,10 +102,13 @@ class Backend(Protocol):
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
         """What a node has written, in pieces; the last `tail` lines; on and on while `follow()` and it runs.
 
-        Following yields b"" now and then, so that whoever reads can stop.
+        Following yields b"" now and then, so that whoever reads can stop. A tail that is followed may come with pieces
+        that are `places.Placed`: `since` follows the log from such a place on, byte for byte, also in another process.
+        Raises PlaceLostError before the first piece where it is not to be found.
         """
         ...
 

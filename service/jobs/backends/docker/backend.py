@@ -20,6 +20,7 @@ from service.jobs.backends.docker import containers, ends, images
 from service.jobs.backends.docker import logs as log_files
 from service.jobs.backends.docker.engine import Engine, meaning
 from service.jobs.job import Job
+from service.jobs.places import Place, PlaceLostError
 from service.jobs.settings import ServiceSettings
 
 # Between two looks at whether a log has begun.
@@ -93,11 +94,13 @@ class DockerBackend:
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
         """What a node has written, from the engine, or from the job's folder when its container is gone.
 
         Raises:
             BackendError: the engine does not answer, or lost the stream while the container runs.
+            PlaceLostError: `since` is not in it any more.
         """
         while True:
             waits = name in self._waiting
@@ -108,7 +111,10 @@ class DockerBackend:
                 break
             yield b""
             time.sleep(_LOOK_S)
+        place = Place.parse(since) if since else None
         if not found:
+            if place is not None:
+                raise PlaceLostError("the container is gone, and the copy of its log has no times")
             yield from log_file.read(attempt_files.log(*self._kept(name, handle), node), tail=tail)
             return
         container = found[0]["Id"]
@@ -117,7 +123,7 @@ class DockerBackend:
                 last = "all" if tail is None else tail
                 yield from self._engine.api.logs(container, stream=True, follow=False, tail=last)
                 return
-            yield from log_files.follow(self._engine.api, container, tail, follow)
+            yield from log_files.follow(self._engine.api, container, follow, tail=tail, since=place)
             if follow() and any(one["Id"] == container and one["State"]["Running"] for one in self._nodes(name)):
                 raise BackendError("the engine broke off the log of a container that still runs; ask again")
 

@@ -25,6 +25,7 @@ from service.jobs.job import Job
 from service.jobs.manifests.pods import ATTEMPT, JOB, ROLE
 from service.jobs.manifests.rendering import configuration_of
 from service.jobs.manifests.workloads import objects, owned
+from service.jobs.places import Place, PlaceLostError
 from service.jobs.settings import ServiceSettings
 from service.jobs.spec import JobSpec
 
@@ -136,19 +137,26 @@ class KubernetesBackend:
         node: int = 0,
         tail: int | None = None,
         follow: Callable[[], bool] | None = None,
+        since: str = "",
     ) -> Iterator[bytes]:
         """What a node has written, in its pods one after the other, or in the job's folder once they are removed.
 
         Raises:
             BackendError: the cluster does not answer, or broke off a log.
+            PlaceLostError: `since` is not in it any more.
         """
         found = self._pods(name, node)
+        place = Place.parse(since) if since else None
         if not found and (self._workload(name, handle) is None or follow is None):
+            if place is not None:
+                raise PlaceLostError("the pods are gone, and the copy of their log has no times")
             yield from log_file.read(attempt_files.log(*self._kept(name, handle), node), tail=tail)
         elif follow is None:
             yield from logs.read(self._cluster, found, tail)
         else:
-            yield from logs.follow(self._cluster, lambda: self._of_node(name, handle, node), tail, follow)
+            yield from logs.follow(
+                self._cluster, lambda: self._of_node(name, handle, node), follow, tail=tail, since=place
+            )
 
     def cancel(self, name: str, handle: Handle, grace_s: float) -> None:
         """Delete the attempt; its pods are told to stop, and killed after the grace that they were made with."""

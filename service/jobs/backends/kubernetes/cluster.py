@@ -147,15 +147,27 @@ class Cluster:
                 asked["_continue"] = more
 
     def log(
-        self, pod: str, container: str, *, tail: int | None = None, since_s: int | None = None, follow: bool = False
+        self,
+        pod: str,
+        container: str,
+        *,
+        tail: int | None = None,
+        since_s: int | None = None,
+        timed: bool = False,
+        follow: bool = False,
     ) -> Any:
-        """A pod's log as an open HTTP response; with `follow` it goes on, each line with its time before it."""
+        """A pod's log as an open HTTP response, `timed` with its time before each line; with `follow` it goes on.
+
+        Args:
+            since_s: of that age at most, by the clock of the pod's machine.
+        """
         from kubernetes.client import CoreV1Api
 
         asked: dict[str, Any] = {"container": container}
         asked |= {"tail_lines": tail} if tail is not None else {}
         asked |= {"since_seconds": since_s} if since_s is not None else {}
-        asked |= {"follow": True, "timestamps": True} if follow else {}
+        asked |= {"timestamps": True} if timed else {}
+        asked |= {"follow": True} if follow else {}
         with self._explained("get pods/log"):
             return CoreV1Api(self._connect()).read_namespaced_pod_log(
                 pod,

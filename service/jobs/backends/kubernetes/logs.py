@@ -2,10 +2,9 @@
 
 import contextlib
 import math
-import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from service.jobs.backends.kubernetes.cluster import Cluster
 from service.jobs.backends.kubernetes.pods import Pod
 from service.jobs.breathing import breathing
 from service.jobs.manifests.pods import MAIN
+from service.jobs.places import Place, Placed, PlaceLostError, Trail
 
 # Seconds between two looks at what there is to follow.
 _LOOK_S = 0.5
@@ -22,8 +22,7 @@ _PIECE = 64 << 10
 _CLOCKS_S = 60
 # Refusals in a row, after which a follower is told.
 _PATIENCE = 3
-# 2026-01-01T00:00:00.12Z, the way the kubelet puts it before each line: without the zeros at the end.
-_TIME = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ")
+_GAP = b"[the cluster has put away what it was asked for here: lines may be missing]\n"
 
 
 def read(cluster: Cluster, pods: Sequence[Pod], tail: int | None = None) -> Iterator[bytes]:
@@ -36,23 +35,29 @@ def read(cluster: Cluster, pods: Sequence[Pod], tail: int | None = None) -> Iter
 def follow(
     cluster: Cluster,
     pods: Callable[[], tuple[Sequence[Pod], bool]],
-    tail: int | None,
     go_on: Callable[[], bool],
+    *,
+    tail: int | None = None,
+    since: Place | None = None,
 ) -> Iterator[bytes]:
-    """What a node writes, until it has ended or `go_on()` says no; b"" about every second of silence.
-
-    A connection that breaks is made anew, and goes on after the last line that came.
+    """What a node writes, `Placed` here and there, until it has ended or `go_on()` says no; b"" about every second of
+    silence. A connection that breaks is made anew, and goes on where it was.
 
     Args:
         pods: of the node, the oldest first, and whether there may be more of them later.
+
+    Raises:
+        BackendError: the cluster does not answer.
+        PlaceLostError: `since` is in no pod's log any more.
     """
     done: set[str] = set()
-    lines, failures, has_read = _Lines(), 0, False
+    lines: _Lines | None = None
+    failures, has_read = 0, False
     while go_on():
         found, more = pods()
         # Not once one is read: another that takes its place is newer, and the rest of the first comes before it.
-        if tail is not None and not has_read:
-            done = {pod.name for pod in found[:-1]}
+        if not has_read:
+            done = {pod.name for pod in found[: _first(found, tail, since)]}
         pod = next((one for one in found if one.name not in done), None)
         if pod is None or not _has_begun(pod):
             if not more:
@@ -60,9 +65,10 @@ def follow(
             yield b""
             time.sleep(_LOOK_S)
             continue
-        since_s = lines.since_s()
+        if lines is None or lines.pod != pod.name:
+            lines = _Lines(pod.name, None if has_read else tail, None if has_read else since)
         try:
-            response = cluster.log(pod.name, MAIN, tail=tail if since_s is None else None, since_s=since_s, follow=True)
+            response = lines.open(cluster)
         except BackendError:
             # It may have gone since it was listed.
             failures += 1
@@ -72,16 +78,17 @@ def follow(
             time.sleep(_LOOK_S)
             continue
         failures, has_read = 0, True
+        came_whole = threading.Event()
         # A response that ran into a time limit could not be read on.
-        for piece in breathing(_ahead(response), go_on, [response.shutdown, response.close], "log of a pod"):
-            yield lines.take(piece) if piece else b""
-        if pod.has_ended:
+        for piece in breathing(
+            _ahead(response, came_whole), go_on, [response.shutdown, response.close], "log of a pod"
+        ):
+            yield from lines.take(piece) if piece else (b"",)
+        if pod.has_ended and came_whole.is_set():
             yield lines.rest()
             done.add(pod.name)
-            lines, tail = _Lines(), None
         else:
             # The connection may have broken, within a line: what is missing is asked for until the pod has ended.
-            lines.forget_rest()
             time.sleep(_LOOK_S)
 
 
@@ -104,7 +111,7 @@ def _has_begun(pod: Pod) -> bool:
     return bool(pod.started_s) or pod.is_at_work
 
 
-def _pieces(response: Any) -> Iterator[bytes]:
+def _pieces(response: Any) -> Generator[bytes]:
     from urllib3.exceptions import HTTPError
 
     try:
@@ -115,47 +122,77 @@ def _pieces(response: Any) -> Iterator[bytes]:
         response.close()
 
 
-def _ahead(response: Any) -> Iterator[bytes]:
+def _ahead(response: Any, came_whole: threading.Event) -> Iterator[bytes]:
     """The pieces of a response that goes on. However it ends, the follower looks at the pod whether that was all."""
     with contextlib.suppress(Exception):
         yield from response.stream(_PIECE)
+        came_whole.set()
+
+
+def _first(pods: Sequence[Pod], tail: int | None, since: Place | None) -> int:
+    """Which of a node's pods is to be read first; raises PlaceLostError."""
+    if since is None:
+        return 0 if tail is None else max(0, len(pods) - 1)
+    found = next((number for number, pod in enumerate(pods) if since.is_of(pod.name)), None)
+    if found is None:
+        raise PlaceLostError("the pod that wrote this is gone, and its log with it")
+    return found
 
 
 class _Lines:
-    """Takes the times off the lines of one pod, and drops lines that came before."""
+    """The lines of one pod, whole and once, over all connections to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pod: str, tail: int | None, since: Place | None) -> None:
+        self.pod = pod
+        self._tail = tail
+        self._trail = Trail(pod, is_whole=tail is None and since is None, since=since)
         self._left = b""
-        self._last: tuple[bytes, bytes] | None = None
+        self._notice = b""
 
-    def take(self, piece: bytes) -> bytes:
+    def open(self, cluster: Cluster) -> Any:
+        """A response that goes on where the one before it has ended; raises BackendError, PlaceLostError."""
+        self._left = b""
+        self._trail.rewind()
+        asked: dict[str, Any] = {"timed": True, "tail": self._tail}
+        if (place := self._trail.place) is not None:
+            asked = {"timed": True, "since_s": max(1, math.ceil(time.time() - place.since_s) + _CLOCKS_S)}
+            try:
+                # Followed, a log says nothing of where it stands: a place that is gone would be waited for.
+                with contextlib.closing(_pieces(cluster.log(self.pod, MAIN, **asked))) as pieces:
+                    place.find(_split(pieces))
+            except PlaceLostError:
+                if not self._trail.has_begun:
+                    raise
+                self._trail.give_up()
+                self._tail, self._notice, asked = None, _GAP, {"timed": True}
+        return cluster.log(self.pod, MAIN, **asked, follow=True)
+
+    def take(self, piece: bytes) -> Iterator[bytes]:
         """The whole lines that came with a piece."""
         *lines, self._left = (self._left + piece).split(b"\n")
-        return b"".join(self._line(line + b"\n") for line in lines)
+        told, self._notice = self._notice, b""
+        for line in lines:
+            content = self._trail.take(line + b"\n")
+            if isinstance(content, Placed):
+                # Without an empty piece, which would say that there is nothing just now.
+                yield from (told, content) if told else (content,)
+                told = b""
+            else:
+                told += content
+        if told:
+            yield told
 
     def rest(self) -> bytes:
         """A last line without an end."""
         left, self._left = self._left, b""
-        return self._line(left) if left else b""
+        return self._trail.take(left) if left else b""
 
-    def forget_rest(self) -> None:
-        """The next piece begins a line."""
-        self._left = b""
 
-    def since_s(self) -> int | None:
-        """How long ago the last line was written, with a minute for clocks that differ; None before the first."""
-        if self._last is None:
-            return None
-        written_s = datetime.fromisoformat(self._last[0].decode()).replace(tzinfo=UTC).timestamp()
-        return max(1, math.ceil(time.time() - written_s) + _CLOCKS_S)
-
-    def _line(self, line: bytes) -> bytes:
-        found = _TIME.match(line)
-        if found is None:
-            return line
-        # Fractions without their last zeros compare as text does.
-        written = (found[1], found[2] or b"")
-        if self._last is not None and written <= self._last:
-            return b""
-        self._last = written
-        return line[found.end() :]
+def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Their lines."""
+    left = b""
+    for piece in pieces:
+        *lines, left = (left + piece).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if left:
+        yield left
