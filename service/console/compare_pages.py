@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import curves
+from service import curves, figures
 from service.api.access import Identity
 from service.api.questions import reading
 from service.console import cost, words
@@ -18,7 +18,7 @@ from service.jobs import shown
 from service.jobs.desk import Desk
 from service.jobs.job import Job
 
-# As many as the style sheet has colours for.
+# As many as the style sheet has colours for, and curves dashes.
 MOST = 6
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -61,6 +61,7 @@ def _compared(request: Request, identity: Identity, asked: Sequence[str]) -> Res
         settings=[(key, [words.setting(value) for value in row]) for key, row in found["settings"].items()],
         metrics=list(_metrics(found)),
         charts=curves.of_runs(runs),
+        swatch=figures.swatch,
     )
 
 
