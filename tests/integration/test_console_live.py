@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from service import store
-from service.console import job_pages
+from service.console import compare_pages, job_pages
 from service.jobs.job import Attempt, Job
 from service.jobs.orders import attempt_folder
 from tests.integration import processes
@@ -289,3 +289,13 @@ def test_the_page_of_a_job_that_has_ended_notices_that_somebody_else_has_resumed
         expect(earlier.locator("#attempt option")).to_have_text(["1", "2", "3"])
         expect(earlier.locator("#log")).to_have_text("first line\n")
         expect(earlier.locator("#attempt")).to_have_value("1")
+
+
+def test_as_many_jobs_side_by_side_as_there_may_be_stay_within_the_page(here: Service, chromium: Browser) -> None:
+    jobs = [here.run(here.submit(name=f"{number}-{'long' * 14}")) for number in range(compare_pages.MOST)]
+    for job in jobs:
+        here.measured(job, [{"step": 1, "time_s": 1.0, "train/loss": 2.0}])
+    with opened(here, chromium, "/compare?" + "&".join(f"id={job.id}" for job in jobs)) as page:
+        for width in (1200, 720, 375):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
