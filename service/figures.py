@@ -105,8 +105,8 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
 def swatch(colour: int) -> Markup:
     """A piece of the curve of this colour, as legends have it, to stand in a text."""
     line = _element("line", class_="curve", x1=0, x2=_SWATCH, y1=2, y2=2, **_dashes(colour))
-    size = {"viewBox": f"0 0 {_SWATCH} 4", "width": _SWATCH, "height": 4}
-    return _element("svg", line, class_=f"key s{colour}", aria_hidden="true", focusable="false", **size)
+    box = f"0 0 {_SWATCH} 4"
+    return _element("svg", line, class_=f"key s{colour}", viewBox=box, width=_SWATCH, height=4, aria_hidden="true")
 
 
 def strip_chart(title: str, strips: Sequence[Strip], reference: str = "") -> Markup:

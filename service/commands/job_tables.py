@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from service.commands.terminal_text import printable
-from service.jobs import shown
 
 # Digits of an id that are shown, and that any command takes for it.
 SHORT = 12
@@ -64,6 +63,8 @@ def show_one(job: Mapping[str, Any], console: Console) -> None:
 
 def show_compared(found: Mapping[str, Any], console: Console) -> None:
     """Print jobs side by side, a column for each."""
+    from service.jobs import shown
+
     for title, rows, best in (
         ("settings that differ", found["settings"], {}),
         ("metrics, last (best)", found["metrics"], found["best"]),
