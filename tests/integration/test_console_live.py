@@ -118,6 +118,8 @@ def test_lines_that_come_faster_than_they_are_drawn_are_put_in_place_together(
         )
         page.goto(f"{url}/jobs/{running.id}")
         expect(page.locator("#log-note")).to_have_text("Live.")
+        # What the service has sent is in place before.
+        expect(page.locator("#log > span")).to_have_count(1)
         page.evaluate(
             """() => {
               const log = document.getElementById("log");
