@@ -74,7 +74,7 @@ class Client:
         return self._json("GET", _path(job_id))
 
     def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
-        """{"jobs", "names", "settings", "metrics", "best"}, with a value for each job."""
+        """{"jobs", "names", "configurations", "settings", "metrics", "best"}, with a value for each job."""
         return self._json("GET", "/v1/jobs/compare", params={"id": list(job_ids)})
 
     def cancel(self, job_id: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def of_run(history: History, num_pretext: int = 0, *, speed: bool = False) -> li
         series = [Series(label, _points(history, name)) for name, label in names]
         if title.startswith("Pretext") and num_pretext and series[0].points:
             ends = [series[0].points[0][0], series[0].points[-1][0]]
-            series.append(Series("chance", [(x, 1 / num_pretext) for x in ends], dashed=True))
+            series.append(Series("chance", [(x, 1 / num_pretext) for x in ends], is_reference=True))
         if chart := line_chart(title, series, _X, percent=percent):
             charts.append((title, chart))
     return charts
@@ -46,7 +46,7 @@ def of_runs(runs: Sequence[tuple[str, History]]) -> list[tuple[str, Markup]]:
     charts = []
     for title, names, percent in (*_CURVES, _SPEED):
         for name, label in names:
-            # One that has recorded nothing keeps its colour.
+            # One that has recorded nothing keeps its colour and its dashes.
             series = [Series(run, _points(history, name), colour=k) for k, (run, history) in enumerate(runs)]
             about = title if len(names) == 1 else f"{title}, {label}"
             if chart := line_chart(about, series, _X, percent=percent):

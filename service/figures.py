@@ -1,6 +1,7 @@
 """Charts as inline SVG: no scripts, no fonts, colours from the page's style sheet, so they follow light and dark.
 
 The page defines the classes `s0`, `s1`, ... (colours of series, used as `currentColor`) and `axis`, `grid`, `label`.
+Curves differ in their dashes, too: they are told apart without colours, and in print.
 """
 
 import math
@@ -15,6 +16,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 34
 _MOST_POINTS = 300
 # Beyond it differences are not finite any more, and below its inverse they are none.
 _LARGEST = 1e100
+# Lengths of dashes and gaps by colour; the first is solid. Each is to be seen whole in a legend's swatch.
+_DASHES = ("", "8 4", "2 3", "10 3 2 3", "10 3 2 3 2 3", "14 3 6 3")
+_SWATCH = 26
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,13 @@ class Series:
     """One curve: (x, y) points by rising x; points that are not finite are left out.
 
     Attributes:
-        dashed: marks a reference.
-        colour: which of the page's; None: that of its place among the curves that are drawn.
+        is_reference: it was not measured, and does not end in a dot.
+        colour: which of the page's, and which dashes; None: those of its place among the curves that are drawn.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
-    dashed: bool = False
+    is_reference: bool = False
     colour: int | None = None
 
 
@@ -83,11 +87,10 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
     for number, one in enumerate(drawn):
         placed = [place(*point) for point in one.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(_element("polyline", class_=f"{_tone(one, number)} curve", points=path, **_dashes(one)))
-        if not one.dashed:
-            parts.append(
-                _element("circle", class_=f"{_tone(one, number)} dot", cx=placed[-1][0], cy=placed[-1][1], r=3)
-            )
+        look = _colour(one, number)
+        parts.append(_element("polyline", class_=f"s{look} curve", points=path, **_dashes(look)))
+        if not one.is_reference:
+            parts.append(_element("circle", class_=f"s{look} dot", cx=placed[-1][0], cy=placed[-1][1], r=3))
         last = one.points[-1][1]
         summary.append(f"{one.name} ends at {f'{last:.1%}' if percent else short(last)}")
         if one.name in lost:
@@ -97,6 +100,13 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, percent: b
             parts.append(_text("then not finite", x, y + 18 if y < _HEIGHT / 2 else y - 8, beside))
             summary[-1] += ", then it is not finite"
     return _svg(_WIDTH, _HEIGHT, f"{title}: {', '.join(summary)}", parts)
+
+
+def swatch(colour: int) -> Markup:
+    """A piece of the curve of this colour, as legends have it, to stand in a text."""
+    line = _element("line", class_="curve", x1=0, x2=_SWATCH, y1=2, y2=2, **_dashes(colour))
+    box = f"0 0 {_SWATCH} 4"
+    return _element("svg", line, class_=f"key s{colour}", viewBox=box, width=_SWATCH, height=4, aria_hidden="true")
 
 
 def strip_chart(title: str, strips: Sequence[Strip], reference: str = "") -> Markup:
@@ -230,19 +240,20 @@ def short(value: float) -> str:
 def _legend(series: Sequence[Series]) -> Markup:
     parts, x = [], float(_LEFT)
     for number, one in enumerate(series):
-        tone = f"{_tone(one, number)} curve"
-        parts.append(_element("line", class_=tone, x1=x, x2=x + 16, y1=12, y2=12, **_dashes(one)))
-        parts.append(_text(one.name, x + 21, 16, "start"))
-        x += 33 + 6.4 * len(one.name)
+        look = _colour(one, number)
+        parts.append(_element("line", class_=f"s{look} curve", x1=x, x2=x + _SWATCH, y1=12, y2=12, **_dashes(look)))
+        parts.append(_text(one.name, x + _SWATCH + 5, 16, "start"))
+        x += _SWATCH + 15 + 6.4 * len(one.name)
     return Markup("").join(parts)
 
 
-def _tone(series: Series, number: int) -> str:
-    return f"s{number if series.colour is None else series.colour}"
+def _colour(series: Series, number: int) -> int:
+    return number if series.colour is None else series.colour
 
 
-def _dashes(series: Series) -> dict[str, str]:
-    return {"stroke_dasharray": "5 4"} if series.dashed else {}
+def _dashes(colour: int) -> dict[str, str]:
+    dashes = _DASHES[colour % len(_DASHES)]
+    return {"stroke_dasharray": dashes} if dashes else {}
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -281,5 +292,6 @@ def _element(tag: str, content: str = "", /, **attributes: str | float) -> Marku
 
 
 __all__ = [
-    *("Series", "Strip", "alone", "boxed_picture", "confusion_matrix", "line_chart", "short", "strip_chart", "ticks"),
+    *("Series", "Strip", "alone", "boxed_picture", "confusion_matrix", "line_chart", "short", "strip_chart", "swatch"),
+    "ticks",
 ]

@@ -96,7 +96,7 @@ def localization(folder: Path) -> dict[str, Any]:
         for iou, k in at.items()
     ]
     ends = found["cam_thresholds"][0], found["cam_thresholds"][-1]
-    series.append(Series("centre, IoU 0.5", [(x, scores["centre_box_acc"]) for x in ends], dashed=True))
+    series.append(Series("centre, IoU 0.5", [(x, scores["centre_box_acc"]) for x in ends], is_reference=True))
     examples = []
     for example in found["examples"]:
         source = _data_uri(folder / example["picture"])

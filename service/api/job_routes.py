@@ -113,7 +113,7 @@ async def page(
     operation_id="compareJobs",
     summary="Compare jobs",
     response_model=dict[str, Any],
-    responses=faults(400, 404),
+    responses=faults(400, 404, 503),
 )
 async def compare(
     request: Request,
@@ -122,8 +122,13 @@ async def compare(
 ) -> dict[str, Any]:
     """`jobs` and `names`, and by key and name a value for each of them: `settings` in which they differ, `metrics` (the
     last values), and `best` (of those metrics of which it is known which way is better).
+
+    Settings below `config.` are what the jobs were resolved to, every default included, where `configurations` say
+    `resolved`; else that says why they are as the job was submitted.
     """
-    compared: dict[str, Any] = await reading(request, lambda: shapes.finite(desk_of(request).compare(id)))
+    questions: Questions = request.app.state.questions
+    desk = desk_of(request)
+    compared: dict[str, Any] = await reading(request, lambda: shapes.finite(questions.compare(desk, id)))
     return compared
 
 

@@ -6,7 +6,7 @@ Where one of them hangs, only what needs it waits: all other routes have the ser
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -15,8 +15,9 @@ from fastapi import Request
 
 from service import store
 from service.errors import TrackingError
-from service.jobs import orders
+from service.jobs import orders, shown
 from service.jobs.desk import Desk
+from service.jobs.job import Job
 from service.run_folder import RunFolder
 
 # Threads for questions, and as many for changes, which are written to MLflow.
@@ -88,6 +89,11 @@ class Questions:
         job = desk.get(job_id)
         return self.ask(("configuration", job.id), lambda: desk.configuration(job.id))
 
+    def compare(self, desk: Desk, job_ids: Sequence[str]) -> dict[str, Any]:
+        """`desk.compare`, also where MLflow does not say what jobs were resolved to; raises as `history`."""
+        jobs = [desk.get(job_id) for job_id in job_ids]
+        return shown.compare(jobs, [self.history(desk, job.id) for job in jobs], configurations(desk, jobs))
+
     def _keep(self, key: Any, value: Any, problem: str) -> None:
         now = time.monotonic()
         with self._lock:
@@ -107,6 +113,13 @@ def within(timeout_s: float, question: Callable[[], _T]) -> _T:
         return store.within(timeout_s, question)
     except TimeoutError:
         raise _HangsError(f"MLflow has not answered within {timeout_s:g} s; try again in some seconds") from None
+
+
+def configurations(desk: Desk, jobs: Sequence[Job]) -> Mapping[str, Mapping[str, Any]] | None:
+    """`desk.configurations`; None where MLflow does not say. Not kept: they are large."""
+    with contextlib.suppress(TrackingError):
+        return within(LONG_S, lambda: desk.configurations(jobs))
+    return None
 
 
 async def reading(request: Request, question: Callable[[], _T]) -> _T:
@@ -130,4 +143,4 @@ def _of(request: Request) -> Questions:
     return questions
 
 
-__all__ = ["LONG_S", "SHORT_S", "Questions", "changing", "pieces", "reading", "within"]
+__all__ = ["LONG_S", "SHORT_S", "Questions", "changing", "configurations", "pieces", "reading", "within"]

@@ -58,7 +58,7 @@ class Serverless:
         return shapes.job(job, self._desk.progress(job.id))
 
     def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
-        """{"jobs", "names", "settings", "metrics", "best"}, with a value for each job."""
+        """{"jobs", "names", "configurations", "settings", "metrics", "best"}, with a value for each job."""
         self._move_on()
         found: dict[str, Any] = shapes.finite(self._desk.compare(job_ids))
         return found

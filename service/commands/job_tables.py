@@ -63,6 +63,8 @@ def show_one(job: Mapping[str, Any], console: Console) -> None:
 
 def show_compared(found: Mapping[str, Any], console: Console) -> None:
     """Print jobs side by side, a column for each."""
+    from service.jobs import shown
+
     for title, rows, best in (
         ("settings that differ", found["settings"], {}),
         ("metrics, last (best)", found["metrics"], found["best"]),
@@ -73,11 +75,15 @@ def show_compared(found: Mapping[str, Any], console: Console) -> None:
             table.add_column(f"{job_id[:SHORT]}\n{_safe(name)}", overflow="fold")
         for key, values in rows.items():
             bests = best.get(key, [None] * len(values))
-            table.add_row(_safe(key), *(_compared(pair) for pair in zip(values, bests, strict=True)))
+            cells = [_compared(pair) for pair in zip(values, bests, strict=True)]
+            absent = [f"[dim]{shown.stand_in(key, told)}[/]" for told in found["configurations"]]
+            table.add_row(_safe(key), *(cell or word for cell, word in zip(cells, absent, strict=True)))
         if rows:
             console.print(table, highlight=False)
         else:
             console.print(f"{title}: none", highlight=False)
+    for caveat in shown.caveats(found):
+        console.print(_safe(caveat), highlight=False)
 
 
 def submitted(job: Mapping[str, Any], is_new: bool, options: str = "") -> str:
@@ -151,8 +157,8 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
 
 
 def _compared(pair: tuple[Any, Any]) -> str:
-    shown = ["" if one is None else f"{one:.4g}" if isinstance(one, float) else str(one) for one in pair]
-    return _safe(f"{shown[0]} ({shown[1]})" if shown[1] else shown[0])
+    last, best = ["" if one is None else f"{one:.4g}" if isinstance(one, float) else str(one) for one in pair]
+    return _safe(f"{last} ({best})" if best else last)
 
 
 def _when(seconds: float) -> str:

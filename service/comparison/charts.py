@@ -66,7 +66,7 @@ def _curves(block: Block) -> Markup:
     for row in block.rows:
         theirs = [(_threshold(cell), cell.published / 100) for cell in row.cells if cell.published is not None]
         if theirs:
-            series.append(Series(f"{row.group}, published", theirs, dashed=True))
+            series.append(Series(f"{row.group}, published", theirs, is_reference=True))
     return figures.line_chart(block.title, series, _AXES[block.kind], percent=True)
 
 

@@ -1,14 +1,14 @@
 """Jobs side by side: in which settings they differ, what came out, and their curves over one another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import curves
+from service import curves, figures
 from service.api.access import Identity
-from service.api.questions import reading
+from service.api.questions import configurations, reading
 from service.console import cost, words
 from service.console.entrance import PageRoute, Reader
 from service.console.job_pages import history_of
@@ -18,7 +18,7 @@ from service.jobs import shown
 from service.jobs.desk import Desk
 from service.jobs.job import Job
 
-# As many as the style sheet has colours for.
+# As many as the style sheet has colours for, and curves dashes.
 MOST = 6
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -47,7 +47,7 @@ def _compared(request: Request, identity: Identity, asked: Sequence[str]) -> Res
     desk: Desk = request.app.state.desk
     jobs, problems = _chosen(desk, asked)
     histories = [history_of(request, desk, job) for job in jobs]
-    found = shown.compare(jobs, histories)
+    found = shown.compare(jobs, histories, configurations(desk, jobs))
     runs = [(str(number), history) for number, history in enumerate(histories, 1)]
     return page(
         request,
@@ -58,9 +58,11 @@ def _compared(request: Request, identity: Identity, asked: Sequence[str]) -> Res
         notice="\n".join(problems),
         jobs=[(job, cost.seconds(job, job.ended_s) if job.has_ended else 0.0) for job in jobs],
         most=MOST,
-        settings=[(key, [words.setting(value) for value in row]) for key, row in found["settings"].items()],
+        settings=list(_settings(found)),
+        caveats=shown.caveats(found),
         metrics=list(_metrics(found)),
         charts=curves.of_runs(runs),
+        swatch=figures.swatch,
     )
 
 
@@ -81,6 +83,13 @@ def _chosen(desk: Desk, asked: Sequence[str]) -> tuple[list[Job], list[str]]:
     if len(ids) > MOST:
         problems.append(f"{MOST} jobs at most are compared here; only the first {MOST} that were named were looked for")
     return list(jobs.values()), problems
+
+
+def _settings(found: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Of each setting its name, and of each job (value, what to say where it has none)."""
+    for key, row in found["settings"].items():
+        absent = [shown.stand_in(key, told) or "not set" for told in found["configurations"]]
+        yield key, list(zip(map(words.setting, row), absent, strict=True))
 
 
 def _metrics(found: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:

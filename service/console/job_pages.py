@@ -25,8 +25,9 @@ from service.jobs.spec import KINDS
 LOG_LINES = 200
 _PAGE = 50
 _REFRESH_S = 2
-# A list in which nothing moves is looked at less often.
+# A list in which nothing moves is looked at less often, and least a job that goes on only if somebody makes it.
 _QUIET_S = 5
+_ENDED_S = 20
 # Of a configuration that is shown.
 _TEXT_BYTES = 1 << 20
 _ACTIVE = ("starting", "running", "stopping")
@@ -107,6 +108,10 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
     found = desk.get(job_id)
     if found.id != job_id:
         return see(request, f"/jobs/{found.id}")
+    version = _version(found)
+    if version and request.headers.get("if-none-match") == f'"{version}"':
+        # Hundreds of such pages may be open: this costs next to nothing.
+        return Response(status_code=304)
     now_s = time.time()
     progress = _progress(desk, found)
     history = history_of(request, desk, found)
@@ -124,7 +129,8 @@ def _one(request: Request, identity: Identity, job_id: str, node: int, attempt: 
         identity,
         title=found.spec.name,
         here="jobs",
-        refresh_s=None if found.has_ended else _REFRESH_S,
+        refresh_s=_refresh_s(found),
+        version=version,
         now_s=now_s,
         job=found,
         progress=progress,
@@ -175,6 +181,18 @@ def history_of(request: Request, desk: Desk, found: Job) -> list[dict[str, float
         return questions.history(desk, found.id)
     except LorotError:
         return []
+
+
+def _refresh_s(found: Job) -> int | None:
+    """How often its page is renewed; None: never, for nothing changes any more."""
+    if not found.has_ended:
+        return _REFRESH_S
+    return None if found.state == "finished" else _ENDED_S
+
+
+def _version(found: Job) -> str:
+    """Of a job that has ended: another one once it was retried or resumed; "" of others, which change all the time."""
+    return repr(found.queued_s) if found.has_ended else ""
 
 
 def _config(request: Request, desk: Desk, found: Job) -> Mapping[str, Any]:

@@ -69,7 +69,7 @@ def page(
         values: for the template.
     """
     access: Access = request.app.state.access
-    shown: dict[str, Any] = {"refresh_s": None, "notice": "", "now_s": time.time(), **values}
+    shown: dict[str, Any] = {"refresh_s": None, "version": "", "notice": "", "now_s": time.time(), **values}
     text = (
         environment()
         .get_template(template)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from service import machine
 from service.errors import BackendError, ConfigError, LorotError, StateError, StorageError, UnknownJobError
 from service.jobs import backends as places
-from service.jobs import checking, history, log_file, orders, queue, shown, traits
+from service.jobs import checking, history, log_file, orders, queue, runs, shown, traits
 from service.jobs.backends import Backend
 from service.jobs.job import Job
 from service.jobs.queue import Amount, Entry
@@ -123,6 +123,10 @@ class Desk:
             TrackingError: the record does not answer.
         """
         return None if job.spec.kind == "container" else self.record.configuration(job.id)
+
+    def configurations(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        """As `recorded`, of several jobs by their ids, without those of which nothing is; raises TrackingError."""
+        return runs.configurations(self.record.uri, jobs)
 
     def try_storage(self) -> None:
         """Write a little where jobs leave their results; raises StorageError."""
@@ -292,14 +296,9 @@ class Desk:
         return shown.opened(orders.folder_of(self.settings, self.get(job_id).id), name)
 
     def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
-        """Jobs side by side: the settings that differ, and the last and best value of each metric.
-
-        Returns:
-            {"jobs": [ids], "names": [of each], "settings": {key: [value of each]}, "metrics": {name: [last value of
-            each, or None]}, "best": the same of those metrics of which it is known which way is better}
-        """
+        """Jobs side by side, as `shown.compare` tells it; raises UnknownJobError, TrackingError."""
         jobs = [self.get(job_id) for job_id in job_ids]
-        return shown.compare(jobs, [self.metrics(job.id) for job in jobs])
+        return shown.compare(jobs, [self.metrics(job.id) for job in jobs], self.configurations(jobs))
 
     def waiting(self) -> list[Entry]:
         """Those that wait for their turn on this machine, the next first."""

@@ -1,11 +1,13 @@
 """Reading jobs from MLflow's runs: the open ones, all of them page by page, a single one. Imports no torch."""
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from service import run_creation, store
+from service.errors import ConfigError
 from service.jobs import job_tags
 from service.jobs.job import ENDED, STATUS, Job
 
@@ -115,6 +117,21 @@ def one(uri: str, run_id: str) -> list[Found]:
 def beginning_with(uri: str, prefix: str) -> list[Found]:
     """The jobs whose id begins with these hexadecimal digits; raises TrackingError."""
     return everything(Pages(uri, f"attributes.run_id LIKE '{prefix}%'"))
+
+
+def configurations(uri: str, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """By id what jobs were resolved to, of those of which that is recorded, in one search; raises TrackingError."""
+    found: dict[str, dict[str, Any]] = {}
+    ids = ", ".join(f"'{job.id}'" for job in jobs)
+    with store.explained(uri):
+        search, experiments = store.client(uri).search_runs, sorted({job.experiment_id for job in jobs})
+        asked = {"filter_string": f"attributes.run_id IN ({ids})", "max_results": _PAGE}
+        for run in store.pages(search, experiment_ids=experiments, **asked) if jobs else ():
+            # Of one that somebody has changed, nothing is recorded any more.
+            with contextlib.suppress(ConfigError):
+                if resolved := job_tags.decode_config(run.data.tags):
+                    found[str(run.info.run_id)] = resolved
+    return found
 
 
 def _decoded(runs: Iterable[Any]) -> list[Found]:

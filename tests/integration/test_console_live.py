@@ -1,6 +1,7 @@
 """What is open in a browser while a job goes on, and while the service is slow, away or asked too much."""
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from service import store
-from service.jobs.job import Job
+from service.console import compare_pages, job_pages
+from service.jobs.job import Attempt, Job
 from service.jobs.orders import attempt_folder
 from tests.integration import processes
 from tests.service.console_service import Service, service
@@ -116,6 +118,8 @@ def test_lines_that_come_faster_than_they_are_drawn_are_put_in_place_together(
         )
         page.goto(f"{url}/jobs/{running.id}")
         expect(page.locator("#log-note")).to_have_text("Live.")
+        # What the service has sent is in place before.
+        expect(page.locator("#log > span")).to_have_count(1)
         page.evaluate(
             """() => {
               const log = document.getElementById("log");
@@ -227,3 +231,73 @@ def test_one_curve_alone_is_no_larger_than_one_of_several(here: Service, running
     with opened(here, chromium, f"/jobs/{running.id}") as page:
         expect(page.locator("#curves figure")).to_have_count(1)
         assert page.locator("#curves figure").bounding_box()["width"] < 600  # type: ignore[index]
+
+
+def test_the_page_of_a_job_that_has_ended_notices_that_somebody_else_has_resumed_it(
+    here: Service, running: Job, chromium: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_pages, "_ENDED_S", 1)
+
+    def end(attempt: int) -> None:
+        here.desk.record.change(running.id, state="failed", reason=f"end {attempt}", ended_s=time.time())
+
+    def start(*numbers: int) -> None:
+        attempts = [Attempt(number, f"lorot-{running.id[:12]}-{number}", {"pid": 812}, 1.0) for number in numbers]
+        here.desk.record.change(running.id, state="starting", attempts=tuple(attempts))
+        here.desk.record.change(running.id, state="running")
+
+    with opened(here, chromium, f"/jobs/{running.id}") as page:
+        expect(page.locator("#log-note")).to_have_text("Live.")
+        page.locator("#log-pause").click()
+        end(1)
+        expect(page.locator("#log-note")).to_contain_text("The job is failed")
+        expect(page.locator("#state .reason")).to_have_text("end 1")
+        answers: list[int] = []
+        page.on("response", lambda response: answers.append(response.status))
+        # As long as nothing happens, nothing is sent, and nothing is put in place.
+        seen = renewed(page, "about")
+        processes.await_(lambda: page.wait_for_timeout(200) or len(answers) > 1, "it is asked again", 60)
+        assert set(answers) == {304}
+        assert not seen()
+        # The job goes on by another door: it waits, and then it runs.
+        here.desk.resume(running.id)
+        expect(page.locator("#state .head .state")).to_have_text("queued")
+        expect(page.locator("#log-note")).to_have_text("Live.")
+        expect(page.locator("#log-pause")).to_have_text("Pause")
+        expect(page.locator("#log")).to_have_text("first line\n")
+        second = attempt_folder(here.desk.settings, running.id, 2)
+        second.mkdir()
+        (second / "log-node0.txt").write_text("of the second\n")
+        start(1, 2)
+        expect(page.locator("#state .head .state")).to_have_text("running")
+        expect(page.locator("#log")).to_have_text("first line\n--- attempt 2 ---\nof the second\n")
+        expect(page.locator("#attempt option")).to_have_text(["1", "2"])
+        expect(page.get_by_role("link", name="Whole log")).to_have_attribute("href", re.compile(r"attempt=2"))
+        end(2)
+        expect(page.locator("#state .reason")).to_have_text("end 2")
+        # One that was opened only after the end, and another where an earlier attempt was chosen to be read.
+        page.reload()
+        expect(page.locator("#log")).to_have_text("of the second\n")
+        earlier = page.context.new_page()
+        earlier.goto(f"{page.url}?attempt=1")
+        here.desk.retry(running.id)
+        start(1, 2, 3)
+        third = attempt_folder(here.desk.settings, running.id, 3)
+        third.mkdir()
+        (third / "log-node0.txt").write_text("of the third\n")
+        for one in (page, earlier):
+            expect(one.locator("#state .head .state")).to_have_text("running")
+        expect(page.locator("#log")).to_contain_text("of the third")
+        expect(earlier.locator("#attempt option")).to_have_text(["1", "2", "3"])
+        expect(earlier.locator("#log")).to_have_text("first line\n")
+        expect(earlier.locator("#attempt")).to_have_value("1")
+
+
+def test_as_many_jobs_side_by_side_as_there_may_be_stay_within_the_page(here: Service, chromium: Browser) -> None:
+    jobs = [here.run(here.submit(name=f"{number}-{'long' * 14}")) for number in range(compare_pages.MOST)]
+    for job in jobs:
+        here.measured(job, [{"step": 1, "time_s": 1.0, "train/loss": 2.0}])
+    with opened(here, chromium, "/compare?" + "&".join(f"id={job.id}" for job in jobs)) as page:
+        for width in (1200, 720, 375):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width

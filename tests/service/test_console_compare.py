@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service import figures
 from service.console import compare_pages
 from service.jobs import shown
 from service.jobs.job import Job
@@ -83,7 +84,7 @@ def test_what_differs_and_what_came_out_stand_side_by_side(here: Service) -> Non
     assert sorted(leading) == ["0.5", "75.0%"]
 
 
-def test_each_metric_is_one_chart_with_a_curve_of_each_job_in_its_colour(here: Service) -> None:
+def test_each_metric_is_one_chart_with_a_curve_of_each_job_in_its_colour_and_dashes(here: Service) -> None:
     first, second = two(here)
     third = here.run(here.submit(name="none-yet"))
     page = get(here, f"/compare?id={third.id}&id={first.id}&id={second.id}")
@@ -92,7 +93,12 @@ def test_each_metric_is_one_chart_with_a_curve_of_each_job_in_its_colour(here: S
     for chart in charts.values():
         # The first has measured nothing, and leaves its colour to nobody.
         assert re.findall(r'<polyline class="(s\d) curve"', chart) == ["s1", "s2"]
+        # And differ without their colours.
+        assert len(set(re.findall(r'<polyline [^>]*stroke-dasharray="([^"]+)"', chart))) == 2
     assert "2 ends at 0.9, 3 ends at 0.7" in charts["Loss, training, all"]
+    # Beside each job stands what its curves look like, in each table.
+    for number in range(3):
+        assert page.source.count(str(figures.swatch(number))) == page.source.count("<table")
     # The same points as on the page of the job itself.
     own = re.search(r"<h3>Loss</h3>(<svg.*?</svg>)", get(here, f"/jobs/{first.id}").source, re.DOTALL)
     assert own is not None

@@ -158,7 +158,36 @@ def test_a_job_that_waits_says_which_turn_it_has_and_one_that_ended_why(here: Se
     page = get(here, f"/jobs/{first.id}")
     assert "has failed" in page.shown
     assert "non-finite loss at step 12" in page.shown
-    assert "data-refresh" not in page.all("body")[0].attributes
+
+
+def test_the_page_of_a_job_that_may_go_on_is_asked_for_rarely_and_made_again_only_once_it_does(
+    here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = here.run(here.submit())
+    assert get(here, f"/jobs/{job.id}").all("body")[0]["data-version"] == ""
+    here.desk.record.change(job.id, state="failed", ended_s=time.time())
+    body = get(here, f"/jobs/{job.id}").all("body")[0]
+    assert int(body["data-refresh"]) >= 10
+    known = {"if-none-match": f'"{body["data-version"]}"'}
+    with monkeypatch.context() as patch:
+        # No file is read for it, and MLflow is not asked.
+        patch.setattr(here.desk, "metrics", None)
+        patch.setattr(here.desk, "configuration", None)
+        patch.setattr(here.desk, "progress", None)
+        answer = here.client.get(f"/jobs/{job.id}", headers=known)
+    assert (answer.status_code, answer.content) == (304, b"")
+    # Also where it has ended once more meanwhile.
+    here.desk.resume(job.id)
+    resumed = here.client.get(f"/jobs/{job.id}", headers=known)
+    assert Page(resumed.text).all("body")[0]["data-refresh"] == "2"
+    here.desk.cancel(job.id)
+    assert here.client.get(f"/jobs/{job.id}", headers=known).status_code == 200
+
+
+def test_the_page_of_a_job_that_is_done_is_not_asked_for_again(here: Service) -> None:
+    job = here.run(here.submit())
+    here.desk.record.change(job.id, state="finished", ended_s=time.time())
+    assert "data-refresh" not in get(here, f"/jobs/{job.id}").all("body")[0].attributes
 
 
 def test_a_part_of_an_id_leads_to_the_job_and_an_unknown_one_says_so(here: Service) -> None:

@@ -313,3 +313,33 @@ def test_a_cold_map_leaves_the_photograph_dull_and_a_hot_one_colours_it() -> Non
 
 def test_the_thresholds_of_the_charts_are_in_the_grid() -> None:
     assert {0.3, 0.5, 0.7} <= set(IOU_THRESHOLDS.tolist())
+
+
+def dashes(chart: str) -> dict[str, list[str | None]]:
+    """Of each kind of line that is a curve, or stands for one in the legend, its dashes, in order; None: solid."""
+    lines = list(ElementTree.fromstring(chart).iter())
+    return {
+        kind: [one.get("stroke-dasharray") for one in lines if one.tag == kind and "curve" in one.get("class", "")]
+        for kind in ("polyline", "line")
+    }
+
+
+def test_curves_are_told_apart_by_their_dashes_too_and_one_alone_is_solid() -> None:
+    series = [figures.Series(f"run {number}", [(0, 0.0), (1, number)]) for number in range(6)]
+    assert dashes(figures.line_chart("y", series[:1], "x")) == {"polyline": [None], "line": [None]}
+    found = dashes(figures.line_chart("y", series, "x"))
+    assert len(set(found["polyline"])) == 6
+    assert found["polyline"][0] is None
+    assert found["line"] == found["polyline"]
+    # A reference is one line more, and not like the curve that it is for.
+    chance = figures.Series("chance", [(0, 0.25), (1, 0.25)], is_reference=True)
+    reference = figures.line_chart("y", [series[0], chance], "x")
+    assert len(set(dashes(reference)["polyline"])) == 2
+    assert len(re.findall("<circle", reference)) == 1
+
+
+def test_a_curve_that_keeps_its_colour_keeps_its_dashes_and_looks_like_its_swatch() -> None:
+    series = [figures.Series(f"run {number}", [(0, 0.0), (1, 1.0)], colour=number) for number in (1, 4)]
+    found = dashes(figures.line_chart("y", series, "x"))["polyline"]
+    assert found == [dashes(figures.swatch(number))["line"][0] for number in (1, 4)]
+    assert 'class="key s4"' in figures.swatch(4)

@@ -46,12 +46,15 @@ const lorot = (() => {
       put(fresh, region);
     }
     if (page.title) document.title = page.title;
+    document.dispatchEvent(new CustomEvent("lorot:taken", { detail: page }));
   }
 
+  // Another state of a page; null where that is the one of this version.
   async function ask(address, options) {
     const response = await fetch(address, { credentials: "same-origin", ...options });
     // The session has ended: the page that was asked for leads to the login.
     if (response.redirected && new URL(response.url).pathname.endsWith("/login")) location.reload();
+    if (response.status === 304) return null;
     if (response.status === 429) throw new Error("The service is asked too often");
     if (response.status >= 500) throw new Error(`The service answers ${response.status}, an error,`);
     return new DOMParser().parseFromString(await response.text(), "text/html");
@@ -91,23 +94,29 @@ const lorot = (() => {
     let pause = 1;
     let failures = 0;
     for (;;) {
-      const every = Number(document.body.dataset.refresh);
+      const { refresh, version } = document.body.dataset;
+      const every = Number(refresh);
       if (!every) return;
-      const seconds = failures ? Math.min(every * 2 ** failures, LONGEST_S) : every * pause;
+      const seconds = failures ? Math.max(every, Math.min(every * 2 ** failures, LONGEST_S)) : every * pause;
       await new Promise((done) => setTimeout(done, 1000 * seconds));
       if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
       const began = performance.now();
       try {
-        const page = await ask(location.href, { signal: AbortSignal.timeout(20000) });
+        const headers = version ? { "If-None-Match": `"${version}"` } : {};
+        const page = await ask(location.href, { headers, signal: AbortSignal.timeout(20000) });
         failures = 0;
+        pause = 1;
+        if (!page) { calm(); continue; }
         const refusal = page.querySelector("main > .reason");
         calm();
         if (refusal) { warn(`This page is not renewed any more: ${refusal.textContent}`); return; }
         take(page);
         // A service that takes its time is asked less often.
         pause = Math.max(1, (performance.now() - began) / 100 / every);
-        if (page.body.dataset.refresh) document.body.dataset.refresh = page.body.dataset.refresh;
-        else delete document.body.dataset.refresh;
+        for (const name of ["refresh", "version"]) {
+          if (page.body.dataset[name]) document.body.dataset[name] = page.body.dataset[name];
+          else delete document.body.dataset[name];
+        }
       } catch (error) {
         const why = error.name === "Error" ? error.message : "The service does not answer";
         warn(`${why} since ${new Date().toLocaleTimeString()}; what is shown is from before. It is asked again by itself.`);

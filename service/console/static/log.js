@@ -13,7 +13,9 @@
   const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
   let source = null;
   let paused = false;
-  let ended = false;
+  let ended = log.dataset.following !== "yes";
+  // Another one once the job was retried or resumed.
+  let turn = log.dataset.turn;
   // What has come while it was paused, and what is to be shown next.
   let waiting = [];
   let arrived = [];
@@ -22,12 +24,11 @@
   let coming = 0;
   let due = 0;
 
-  for (const select of choice.querySelectorAll("select")) select.addEventListener("change", () => choice.requestSubmit());
+  choice.addEventListener("change", () => choice.requestSubmit());
 
   const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   const toEnd = () => { log.scrollTop = log.scrollHeight; };
   toEnd();
-  if (log.dataset.following !== "yes") return;
 
   const count = (text) => text.split("\n").length;
 
@@ -107,6 +108,7 @@
       note.textContent = `The job is ${end.state}; this was its last word.`;
       ended = true;
       button.hidden = true;
+      button.textContent = "Pause";
       paused = false;
       show(waiting.splice(0));
       stop();
@@ -126,5 +128,16 @@
   // A browser has few connections to a service; a page that nobody sees needs none. Where somebody has scrolled up to
   // read, the lines stay: a new connection would begin with the last ones.
   document.addEventListener("visibilitychange", () => { if (!document.hidden) start(); else if (!paused && atEnd()) stop(); });
+  // The page's own state is asked for rarely; this tells when it is another one.
+  document.addEventListener("lorot:taken", (event) => {
+    const fresh = event.detail.getElementById("log");
+    if (!fresh || fresh.dataset.turn === turn) return;
+    turn = fresh.dataset.turn;
+    // Who reads an earlier attempt goes on reading it.
+    const isChosen = new URL(location.href).searchParams.has("attempt");
+    if (!ended || (isChosen && fresh.dataset.following !== "yes")) return;
+    ended = false;
+    start();
+  });
   start();
 })();
