@@ -47,11 +47,18 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if durable:
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-        partial.replace(path)
+            put(partial, path)
+        else:
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Move a file to its place, once the disk has its content."""
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)
 
 
 @contextlib.contextmanager

@@ -189,7 +189,7 @@ class RemoteFiles:
                 try:
                     self._download(path, partial, lambda size: self._make_room(partial, size))
                     self._check(path, partial)
-                    partial.replace(target)
+                    cache.put(partial, target)
                     # Whoever reads from one of them still holds it.
                     self._kept.forget_removed()
                 finally:

@@ -11,8 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from pipelines.plan import View
+from service import scratch_folder
 from service.config import ModelConfig
 from service.errors import CheckpointError, LorotError, StorageError
 from service.flavour import MLMODEL, mlmodel
@@ -138,20 +137,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of files whole, in place of what was there, or leave that; raises StorageError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        new, old = beside / "new", beside / "old"
-        try:
-            new.mkdir()
-            for name, content in files.items():
-                _write(new / name, content)
-            # A folder cannot replace one that has content: for a moment there is none.
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(beside, ignore_errors=True)
+        with scratch_folder.made(folder.parent, f".{folder.name}-") as beside:
+            new, old = beside / "new", beside / "old"
+            try:
+                new.mkdir()
+                for name, content in files.items():
+                    _write(new / name, content)
+                # A folder cannot replace one that has content: for a moment there is none.
+                if folder.exists():
+                    folder.rename(old)
+                new.rename(folder)
+            finally:
+                if old.exists() and not folder.exists():
+                    old.rename(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot write the model ({error.strerror}); free some space and resume") from None
 

@@ -91,6 +91,7 @@ def writing(folder: Path, name: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, last, src_dir_fd=place, dst_dir_fd=place)
+        os.fsync(place)
 
 
 def _parts(name: str) -> list[str]:

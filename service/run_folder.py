@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from service.errors import ConfigError, LorotError, StorageError
+from service.whole_file import write_text
 
 _RESERVE = ".reserve"
 _LAUNCH = "launch.json"
@@ -155,10 +156,8 @@ class RunFolder:
     def write(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write a JSON object whole; raises StorageError."""
         path = self.path / name
-        beside = path.with_name(f".{name}.writing")
         try:
-            beside.write_text(json.dumps(content, indent=1, default=str) + "\n")
-            os.replace(beside, path)
+            write_text(path, json.dumps(content, indent=1, default=str) + "\n")
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from None
         return path
@@ -188,9 +187,7 @@ class RunFolder:
             again = unevaluated and record["step"] == step and any(name.startswith("val/") for name in record)
             if record["step"] <= step and not again:
                 kept.append(line + "\n")
-        beside = self.metrics.with_name(".metrics.jsonl.writing")
-        beside.write_text("".join(kept))
-        os.replace(beside, self.metrics)
+        write_text(self.metrics, "".join(kept))
 
     def forget_error(self, before: float) -> None:
         """Remove an earlier job's error.json: one that was written before this time, seconds since the epoch."""

@@ -161,9 +161,9 @@ class Spool:
         self.path, self._sent_path = path, path.with_suffix(".sent")
 
     def discard(self) -> None:
-        """Delete the file and its `.sent`."""
-        self._sent_path.unlink(missing_ok=True)
+        """Delete the file and its `.sent`, in this order: without that, all would count as not sent."""
         self.path.unlink(missing_ok=True)
+        self._sent_path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the file up; safe to call twice."""
@@ -193,6 +193,8 @@ class Spool:
     def _begin(self, header: Record) -> None:
         line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
         try:
+            # Of an earlier file, that was deleted or that a power cut emptied: what was sent of it was not of this one.
+            self._sent_path.unlink(missing_ok=True)
             complete = os.write(self._file, line) == len(line)
         except OSError:
             complete = False

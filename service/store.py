@@ -8,10 +8,8 @@ import fcntl
 import logging
 import os
 import re
-import shutil
 import socket
 import sqlite3
-import tempfile
 import threading
 import time
 import urllib.error
@@ -22,7 +20,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from service import scratch_folder
 from service.errors import TrackingError
+from service.whole_file import flush
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 _PROBE_S = 4.0
@@ -300,7 +300,8 @@ def _is_database(uri: str, path: Path) -> bool:
                 "another with tracking.uri"
             ) from None
         raise TrackingError(
-            f"{shown(uri)}: {path} is no MLflow database ({error}); move it away or choose another with tracking.uri"
+            f"{shown(uri)}: {path} is no MLflow database ({error}); move it away, with {path.name}-journal if that is "
+            "there, or choose another with tracking.uri"
         ) from None
     return True
 
@@ -318,12 +319,15 @@ def open_sqlite(path: Path, patience_s: float) -> sqlite3.Connection:
 
 
 def _create_database(path: Path) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
-    try:
+    with scratch_folder.made(path.parent, ".creating-") as scratch:
         beside = scratch / path.name
         beside_uri = f"sqlite:///{beside.resolve()}"
         with explained(beside_uri):
             client(beside_uri).search_experiments(max_results=1)
+        for ending in ("-journal", "-wal"):
+            # Of a database that is no longer there: SQLite would take it for the new one's, and write it over that.
+            with contextlib.suppress(FileNotFoundError):
+                left = path.with_name(f"{path.name}{ending}")
+                left.replace(left.with_name(f"{left.name}.old"))
         beside.replace(path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        flush(path.parent)

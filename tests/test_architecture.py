@@ -23,7 +23,7 @@ def name_of(path: Path) -> str:
 TIERS = (
     (
         *("errors", "data_wait", "duration", "machine", "provenance", "figures", "ownership", "pictures", "run_folder"),
-        *("naming", "holder", "plain_files", "whole_file", "curves"),
+        *("naming", "holder", "plain_files", "whole_file", "scratch_folder", "curves"),
     ),
     ("config_file", "config_fields", "explaining", "data_config", "training_config", "detection_config", "config"),
     (

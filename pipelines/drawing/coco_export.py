@@ -82,8 +82,11 @@ def export(root: Path, scenes: Scenes) -> None:
         for name in _places():
             # Others of them, or some that were not finished.
             shutil.rmtree(root / name, ignore_errors=True)
-            (root / name).mkdir(parents=True, exist_ok=True)
-        _write(root / _RECORD, json.dumps(record, indent=1).encode())
+        # Before there is anything else: what was not finished is to be known for what it is.
+        root.mkdir(parents=True, exist_ok=True)
+        _write(root / _RECORD, json.dumps(record, indent=1).encode(), durable=True)
+        for name in _places():
+            (root / name).mkdir(exist_ok=True)
         for split in _SPLITS:
             with progress.bar(scenes.count(split), f"drawing {split} scenes", "images") as done:
                 _draw(root, split, scenes, done)
@@ -107,7 +110,7 @@ def _draw(root: Path, split: str, scenes: Scenes, done: Callable[[int], None]) -
             name = f"{sample + 1:012d}.jpg"
             stream = io.BytesIO()
             Image.fromarray(drawn.pixels).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
-            _write(root / f"{split}2017" / name, stream.getvalue())
+            _write(root / f"{split}2017" / name, stream.getvalue(), durable=False)
             height, width = drawn.pixels.shape[:2]
             images.append({"id": sample + 1, "file_name": name, "height": height, "width": width})
             annotations += _annotations(drawn, sample + 1, len(annotations) + 1)
@@ -120,7 +123,7 @@ def _draw(root: Path, split: str, scenes: Scenes, done: Callable[[int], None]) -
         "categories": [{"id": category_id(label), "name": name} for label, name in enumerate(names)],
     }
     # Last, so that a split with annotations is whole.
-    _write(root / _annotated(split), json.dumps(content, separators=(",", ":")).encode())
+    _write(root / _annotated(split), json.dumps(content, separators=(",", ":")).encode(), durable=False)
 
 
 def _annotations(drawn: composition.Composition, image: int, first: int) -> list[dict[str, Any]]:
@@ -165,9 +168,11 @@ def _is_complete(root: Path, split: str, scenes: Scenes) -> bool:
         return False
     there = {entry.name for entry in (root / f"{split}2017").iterdir() if entry.stat().st_size}
     wanted = {f"{sample + 1:012d}.jpg" for sample in range(scenes.count(split))}
-    return (root / _annotated(split)).is_file() and wanted <= there
+    annotated = root / _annotated(split)
+    # Empty, as a power cut may leave it, it is to be written again like a picture.
+    return annotated.is_file() and annotated.stat().st_size > 0 and wanted <= there
 
 
-def _write(path: Path, content: bytes) -> None:
-    with cache.replacing(path, durable=False) as partial:
+def _write(path: Path, content: bytes, *, durable: bool) -> None:
+    with cache.replacing(path, durable=durable) as partial:
         partial.write_bytes(content)

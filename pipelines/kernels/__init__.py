@@ -5,6 +5,7 @@ compiled them: an edited kernel is never mistaken for the one that was compiled 
 written, kernels are compiled again by each process, which takes about twenty seconds.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -17,6 +18,9 @@ import numba
 from pipelines import cache
 
 _log = logging.getLogger(__name__)
+
+# Of a pickle, which Numba's files are.
+_END = b"."
 
 
 def _keep() -> bool:
@@ -37,12 +41,28 @@ def _keep() -> bool:
             raise PermissionError(f"others can write {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not writable")
+        _drop_damaged(folder)
     except (OSError, RuntimeError) as error:
         # RuntimeError: a user without a home.
         _log.warning("compiled kernels cannot be kept (%s); set XDG_CACHE_HOME to a folder of your own", error)
         return False
     numba.config.CACHE_DIR = str(folder)
     return True
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Remove what is not whole: Numba syncs nothing, so a power cut may empty it, and it starts with no such file."""
+    for path in (*folder.glob("*/*.nbi"), *folder.glob("*/*.nbc")):
+        # Another process may do so as well; one that reads it meanwhile compiles.
+        with contextlib.suppress(FileNotFoundError):
+            if not _is_whole(path):
+                path.unlink()
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END)))
+        return file.read() == _END
 
 
 # Of every kernel. The sums are short, so that their order does not matter to 8 bits; no exceptions, no index checks.

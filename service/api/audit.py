@@ -1,6 +1,7 @@
 """The audit log: who asked the service to change what, from where, and what came of it. JSON lines, rotated by size."""
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -32,9 +33,9 @@ class Audit:
         with self._lock:
             try:
                 self._rotate(len(line))
-                file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
                 try:
-                    os.write(file, line)
+                    self._append(file, line)
                 finally:
                     os.close(file)
             except OSError as error:
@@ -42,6 +43,14 @@ class Audit:
                     "the audit log cannot be written",
                     extra={"fields": {"path": str(self.path), "reason": error.strerror, "lost": fields}},
                 )
+
+    def _append(self, file: int, line: bytes) -> None:
+        """Add a line whole, or raise OSError; one that a full disk or a power cut has cut short stays by itself."""
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(file, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _rotate(self, more: int) -> None:
         try:

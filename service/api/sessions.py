@@ -103,6 +103,9 @@ class Sessions:
             beside.unlink(missing_ok=True)
             with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(_KEY_BYTES))
+                file.flush()
+                # An empty one after a power cut would let nobody in any more.
+                os.fsync(file.fileno())
             try:
                 # Fails where there is one, which is then everybody's.
                 os.link(beside, self._key_file)

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from service import registry
+from service import registry, scratch_folder
 from service.bundle import Card
 from service.errors import CheckpointError, ConfigError, StorageError
 from service.export import formats
@@ -72,8 +70,7 @@ def run(model_uri: str, to: str, output: Path, *, overwrite: bool = False, track
     left_out = () if form.keeps_pretext else tuple(name for name in model.state_dict() if name.startswith("pretext_"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-        try:
+        with scratch_folder.made(output.parent, f".{output.name}-") as beside:
             weights, facts = beside / output.name, beside / f"{output.name}.json"
             _write(weights, content)
             difference = compare(form, weights, model, card)
@@ -82,8 +79,6 @@ def run(model_uri: str, to: str, output: Path, *, overwrite: bool = False, track
             _check_place(output, form, overwrite)
             for made in (weights, facts):
                 made.replace(output.parent / made.name)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise StorageError(f"{output}: cannot write the model ({error.strerror}); choose another --output") from None
     return Exported(output, _facts_of(output), form, difference, left_out, tools, resolved.uri)

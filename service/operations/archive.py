@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
+from service import scratch_folder
 from service.errors import ConfigError, DataError, StorageError
+from service.whole_file import flush
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_SCRATCH = ".lorot-backup-"
 _CHUNK_BYTES = 1 << 20
 _LARGEST_MANIFEST_BYTES = 1 << 30
 # How often a file is read again that changed under the reading.
@@ -60,9 +63,15 @@ class ShortError(Exception):
 
 
 class Writer:
-    """Adds files to a new archive; made by `writing`."""
+    """Adds files to a new archive; made by `writing`.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Attributes:
+        scratch: a folder for what is made to be added, on the archive's own disk; it goes with the writer.
+        left_out: what was not added, and why.
+    """
+
+    def __init__(self, file: IO[bytes], scratch: Path) -> None:
+        self.scratch = scratch
         self._file = file
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self._files: dict[str, dict[str, Any]] = {}
@@ -176,18 +185,16 @@ def writing(target: Path) -> Iterator[Writer]:
     """
     if target.exists() or target.is_symlink():
         raise ConfigError(f"{target}: is there already and is not overwritten; name a new file")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.writing")
     try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
+        with scratch_folder.made(target.parent, _SCRATCH) as scratch:
+            beside = scratch / "archive"
+            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w+b") as file:
-                yield Writer(file)
+                yield Writer(file, scratch)
             if target.exists():
                 raise ConfigError(f"{target}: has been made by another program meanwhile and is not overwritten")
             beside.rename(target)
             flush(target.parent)
-        finally:
-            beside.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{target}: the archive cannot be made ({error.strerror or error})") from None
 
@@ -278,15 +285,6 @@ def reading(path: Path) -> Iterator[Reader]:
         except tarfile.TarError as error:
             raise DataError(f"{path}: no archive of `lorot backup`, or a damaged one ({error})") from None
         yield reader
-
-
-def flush(folder: Path) -> None:
-    """Make sure that a folder's entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Hashing:

@@ -5,7 +5,6 @@ afterwards hold all of it, and at most something more. Nothing has to be stopped
 """
 
 import os
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -70,12 +69,9 @@ def back_up(
     if target.is_dir():
         target = target / f"lorot-{made:%Y%m%d-%H%M%S}.tar"
     try:
-        with (
-            archive.writing(target) as writer,
-            tempfile.TemporaryDirectory(prefix=".lorot-backup-", dir=target.parent) as scratch,
-        ):
+        with archive.writing(target) as writer:
             say(f"database: {store.shown(uri)}")
-            dumped = Path(scratch) / "dumped"
+            dumped = writer.scratch / "dumped"
             database.dump(uri, dumped)
             writer.add_file(dumped, DATABASES[kind])
             facts: dict[str, Any] = {

@@ -8,7 +8,6 @@ FOLDER/jobs/           job folders, if they were put in
 """
 
 import contextlib
-import secrets
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +18,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from service import store
+from service import scratch_folder, store
 from service.errors import ConfigError, DataError, StorageError, TrackingError
 from service.jobs.settings import ServiceSettings, complete
 from service.operations import archive, backup, database
 from service.operations.archive import Reader
 from service.operations.objects import SCHEME, Objects
+from service.whole_file import flush
 
 SETTINGS = "service.yaml"
 DATABASE = "mlflow.db"
@@ -90,17 +90,17 @@ def restore(
             )
             if shutil.disk_usage(folder.parent).free < num_bytes + _SPARE_BYTES:
                 raise StorageError(f"{folder}: too little room for {num_bytes / 1e6:.0f} MB; choose another disk")
-            scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.restoring")
-            scratch.mkdir()
-            try:
-                with _uploaded(reader, objects, say):
-                    names_tracking = _fill(reader, scratch, folder, kind, uri, objects, say)
-                    if folder.is_dir():
-                        folder.rmdir()
-                    scratch.rename(folder)
-                archive.flush(folder.parent)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with (
+                scratch_folder.made(folder.parent, f".{folder.name}.restoring-") as scratch,
+                _uploaded(reader, objects, say),
+            ):
+                whole = scratch / "whole"
+                whole.mkdir()
+                names_tracking = _fill(reader, whole, folder, kind, uri, objects, say)
+                if folder.is_dir():
+                    folder.rmdir()
+                whole.rename(folder)
+                flush(folder.parent)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written ({error.strerror or error})") from None
         manifest = reader.manifest

@@ -1,11 +1,13 @@
 """Drawn scenes in COCO's format: what is seen of each object is what its mask says, and the same files every time."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import after_each_kill
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -161,3 +163,31 @@ def test_interrupted_drawing_leaves_no_annotations(tmp_path: Path, monkeypatch: 
 def test_an_option_out_of_range_is_refused(option: str, value: object) -> None:
     with pytest.raises(DataError, match=f"option {option}: "):
         coco_export.Scenes(**{option: value})
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+def test_what_a_killed_drawing_has_left_is_drawn_anew(tmp_path: Path, power: bool) -> None:
+    few = Scenes(train_count=1, val_count=1, size=64, classes=2, most=2)
+    other = dataclasses.replace(few, seed=1)
+    # Another set takes the place of the first, so that what is left of that is not taken for its own.
+    export(tmp_path / "whole", other)
+    for number, before in enumerate((None, few)):
+        places = after_each_kill(
+            tmp_path / str(number),
+            lambda place, before=before: before and export(place, before),  # type: ignore[misc]
+            lambda place: export(place, other),
+            power=power,
+        )
+        for place in places:
+            export(place, other)
+            assert files_of(place).items() >= files_of(tmp_path / "whole").items()
+
+
+def test_annotations_that_a_power_cut_has_emptied_are_written_again(tmp_path: Path) -> None:
+    few = Scenes(train_count=1, val_count=1, size=64, classes=2, most=2)
+    export(tmp_path, few)
+    before = files_of(tmp_path)
+    for path in (tmp_path / "annotations").iterdir():
+        path.write_bytes(b"")
+        export(tmp_path, few)
+        assert files_of(tmp_path) == before

@@ -5,9 +5,11 @@ import threading
 
 import numpy as np
 import pytest
+from killing import after_each_kill
 
 from pipelines.errors import DataError, UnreachableError
 from pipelines.files import Kept, LocalFiles, open_files
+from pipelines.remote import RemoteFiles
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
 
@@ -165,3 +167,14 @@ def test_a_folder_opens_local_files(tmp_path):
 def test_to_expect_what_is_not_there_is_no_error(files):
     files.expect("a", 0, 1000)
     files.expect("absent", 0, 1000)
+
+
+def test_a_copy_of_a_remote_file_is_whole_or_not_there_after_a_power_cut(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "shard.tar").write_bytes(b"content")
+
+    def read(place):
+        return RemoteFiles(f"file://{tmp_path / 'far'}", place, 10**6).read("shard.tar")
+
+    for place in after_each_kill(tmp_path / "near", lambda place: None, read, power=True):
+        assert read(place) == b"content"

@@ -55,3 +55,23 @@ def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path) -> None:
 def test_without_a_folder_kernels_are_compiled_anew(tmp_path: Path) -> None:
     (tmp_path / "lorot").write_text("a file in the way")
     assert kept(tmp_path)[0] == "False"
+
+
+def test_compiled_kernels_that_a_power_cut_has_emptied_are_compiled_again(tmp_path: Path) -> None:
+    turn = "import sys; sys.path.insert(0, sys.argv[1]); from pipelines.kernels import components; "
+    turn += "import numpy; print(components._find(numpy.arange(3), 2))"
+    line = [sys.executable, "-c", turn, str(ROOT)]
+
+    def turned() -> str:
+        env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300, check=True, cwd=ROOT).stdout
+
+    expected = turned()
+    kept = {path: path.stat().st_ino for path in tmp_path.rglob("*.nb[ic]")}
+    assert {path.suffix for path in kept} == {".nbi", ".nbc"}
+    assert turned() == expected
+    assert kept == {path: path.stat().st_ino for path in kept}, "what is whole stays"
+    for emptied in (".nbi", ".nbc"):
+        for path in (path for path in kept if path.suffix == emptied):
+            os.truncate(path, 0)
+        assert turned() == expected

@@ -41,6 +41,12 @@ def names(uri: str) -> list[str]:
     return [one.name for one in store.client(uri).search_experiments()]
 
 
+def experiments(path: Path) -> set[str]:
+    """As a new process reads them: MLflow keeps its connection, to whatever file that was."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return {name for (name,) in database.execute("SELECT name FROM experiments")}
+
+
 def test_a_database_whose_writer_was_killed_is_as_it_was_before_and_opens(place: str, tmp_path: Path) -> None:
     journal = interrupted(tmp_path / "mlruns" / "mlflow.db")
     store.ensure_ready(place)
@@ -69,3 +75,20 @@ def test_a_database_that_is_a_folder_is_said_to_be_unreadable(tmp_path: Path) ->
     (tmp_path / "mlflow.db").mkdir()
     with pytest.raises(store.TrackingError, match="cannot be read"):
         store.ensure_ready(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_new_database_gets_nothing_of_one_that_was_moved_away_nor_of_one_that_was_never_finished(
+    place: str, tmp_path: Path
+) -> None:
+    store.client(place).create_experiment("earlier")
+    path = tmp_path / "mlruns" / "mlflow.db"
+    journal = interrupted(path)
+    kept = journal.read_bytes()
+    path.rename(tmp_path / "away.db")
+    (tmp_path / "mlruns" / ".creating-abcdefgh.making").mkdir()
+    store.ensure_ready(place)
+    assert experiments(path) == {"Default"}
+    assert {one.name for one in path.parent.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlflow.db-journal.old"}
+    # Beside the one that it belongs to it is of use again.
+    (tmp_path / "away.db-journal").write_bytes(kept)
+    assert experiments(tmp_path / "away.db") == {"Default", "earlier"}
