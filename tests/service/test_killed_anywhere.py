@@ -32,7 +32,7 @@ each_end = pytest.mark.parametrize("power", [False, True], ids=["killed", "power
 
 def hidden(folder: Path) -> list[str]:
     """What lies there under a name that is nobody's."""
-    return [path.name for path in folder.rglob(".*")]
+    return sorted(path.name for path in folder.rglob(".*"))
 
 
 @each_end
