@@ -150,7 +150,7 @@ def test_sigterm_leaves_no_pieces_of_a_backup(settings: ServiceSettings, place: 
         with subprocess.Popen(line, env=os.environ | here) as process:
             silent.settimeout(120)
             asked, _ = silent.accept()
-            assert any(path.name.endswith(".writing") for path in target.iterdir())
+            assert [path.suffix for path in target.iterdir()] == [".making"]
             process.terminate()
             assert process.wait(60) == 75
             asked.close()
