@@ -1,6 +1,7 @@
 """For all tests: what the program that started them has left behind, and which of them begin first."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,14 @@ settings.load_profile("lorot")
 
 # The files that take minutes, the longest first: begun last, one of them would keep one process busy, the other idle.
 _LONGEST = ("test_training", "test_engine", "test_meeting", "test_box_stream", "test_entrance", "test_watchdog")
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_stays_blocked() -> Iterator[None]:
+    """Every process that a later test starts would be deaf to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before, "this test leaves signals blocked"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
