@@ -393,7 +393,8 @@ def _place(cursor: str) -> tuple[float, str]:
 
 def _last(job_id: str) -> str:
     """A key by which ids are in the reverse of their order."""
-    return job_id.translate(str.maketrans(_DIGITS, _DIGITS[::-1]))
+    return job_id.translate(_REVERSED)
 
 
 _DIGITS = "0123456789abcdef"
+_REVERSED = str.maketrans(_DIGITS, _DIGITS[::-1])
