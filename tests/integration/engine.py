@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound
 
 import docker
@@ -209,6 +210,12 @@ def answers(url: str) -> bool:
         return False
     client.close()
     return True
+
+
+def skip_unless_own(engine: Engine) -> None:
+    """For tests that kill it: one that other programs use is left alone."""
+    if engine.folder is None:
+        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
 
 
 def running() -> Engine:

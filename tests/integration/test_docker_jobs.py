@@ -437,8 +437,7 @@ sys.exit(5)
 def test_a_job_survives_the_engines_crash_if_that_keeps_containers_alive(
     engine: Engine, backend: DockerBackend, settings: ServiceSettings
 ) -> None:
-    if engine.folder is None:
-        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    engines.skip_unless_own(engine)
     program = (
         "import os, time\nprint('begun')\nwhile not os.path.exists('/results/over'): time.sleep(0.1)\nprint('over')"
     )
@@ -458,8 +457,7 @@ def test_a_job_survives_the_engines_crash_if_that_keeps_containers_alive(
 def test_what_a_killed_service_had_not_started_yet_is_started_unless_the_engine_went_down_too(
     engine: Engine, backend: DockerBackend, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine.folder is None:
-        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    engines.skip_unless_own(engine)
 
     def killed(container: str) -> None:
         raise KeyboardInterrupt
@@ -484,8 +482,7 @@ def test_what_a_killed_service_had_not_started_yet_is_started_unless_the_engine_
 def test_a_container_runs_once_at_most_though_the_engine_crashes_as_it_starts_it(
     engine: Engine, backend: DockerBackend, settings: ServiceSettings
 ) -> None:
-    if engine.folder is None:
-        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    engines.skip_unless_own(engine)
     line = "echo begin >> /results/ledger; sleep 4; echo end >> /results/ledger"
     began = time.monotonic()
     job = order(settings, "sh", "-c", line)
@@ -535,8 +532,7 @@ def test_a_container_runs_once_at_most_though_the_engine_crashes_as_it_starts_it
 def test_a_job_that_the_engine_takes_along_is_stopped_as_by_a_cancel_and_not_started_again(
     engine: Engine, backend: DockerBackend, settings: ServiceSettings
 ) -> None:
-    if engine.folder is None:
-        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    engines.skip_unless_own(engine)
     with engines.without_live_restore(engine):
         program = "import time\nprint('begun')\nwhile True: time.sleep(1)"
         job = order(settings, *python(program))

@@ -267,8 +267,7 @@ class Service:
 def test_two_nodes_outlive_the_engine_and_the_service_and_where_the_engine_takes_them_along_the_next_attempt_goes_on(
     engine: Engine, record: str, data: Path, settings: ServiceSettings, tmp_path: Path
 ) -> None:
-    if engine.folder is None:
-        pytest.skip(f"the engine at {engine.url} is not the tests' own, and may not be killed")
+    engines.skip_unless_own(engine)
     service = Service(settings, tmp_path)
     job, _ = Desk(settings).submit(JobSpec.model_validate(spec(data, nodes="2", retries=1, grace_s=30)))
     run, api = settings.results / job.id / "run", engine.client.api
